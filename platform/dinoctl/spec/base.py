@@ -1,0 +1,108 @@
+"""What every section of a document shares: strict, frozen, camelCase outside, every field described and sourced.
+
+``paper`` and ``choice`` are how fields are declared. Both take a description (with the unit); ``paper`` also takes
+the source of the value, and ``dinoctl resolve --origins`` prints it beside the value. A default that depends on other
+fields is written as None and filled by ``resolve``; ``derived`` declares it and says the rule.
+"""
+
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic.alias_generators import to_camel
+
+
+class Section(BaseModel):
+    """Base of every part of a document."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        alias_generator=to_camel,
+        validate_by_name=True,
+        validate_by_alias=True,
+        use_attribute_docstrings=False,
+        serialize_by_alias=True,
+        allow_inf_nan=False,
+    )
+
+
+def paper(default: Any, description: str, source: str, **limits: Any) -> Any:
+    """A field whose default is published; ``source`` names the table, section or configuration it comes from."""
+    return Field(default, description=f"{description} [{source}]", json_schema_extra={"source": source}, **limits)
+
+
+def choice(default: Any, description: str, **limits: Any) -> Any:
+    """A field whose default is ours."""
+    return Field(default, description=description, json_schema_extra={"source": "dinoctl"}, **limits)
+
+
+def derived(description: str, rule: str, **limits: Any) -> Any:
+    """A field that is None in the document unless the user sets it; ``resolve`` fills it in by ``rule``."""
+    extra = {"source": rule, "derived": True}
+    return Field(None, description=f"{description} Default: {rule}.", json_schema_extra=extra, **limits)
+
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)")
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_duration(value: object) -> object:
+    """``90s``, ``15m``, ``12h``, ``30d`` (or combined, ``1h30m``) to seconds; numbers are seconds already.
+
+    Raises:
+        ValueError: when a string is not of that form.
+    """
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    parts = _DURATION.findall(text)
+    if not parts or _DURATION.sub("", text).strip():
+        raise ValueError(f"{value!r} is not a duration; write for example 90s, 15m, 12h or 30d")
+    return float(sum(float(number) * _SECONDS[unit] for number, unit in parts))
+
+
+_BYTES = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_bytes(value: object) -> object:
+    """``256MiB``, ``64MB``, ``1GiB`` to bytes; numbers are bytes already.
+
+    Raises:
+        ValueError: when a string is not of that form.
+    """
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", value.strip())
+    if match is None or match[2].upper() not in _BYTES:
+        raise ValueError(f"{value!r} is not a size; write for example 256MiB or 1GB")
+    return int(float(match[1]) * _BYTES[match[2].upper()])
+
+
+def _plain_seconds(value: float) -> str:
+    return f"{value:g}s"
+
+
+Duration = Annotated[
+    float,
+    BeforeValidator(parse_duration, json_schema_input_type=str | float),
+    PlainSerializer(_plain_seconds, return_type=str),
+]
+Size = Annotated[int, BeforeValidator(parse_bytes, json_schema_input_type=str | int)]
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Steps = Annotated[int, Field(ge=1)]
+
+
+def _ordered(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError(f"the first number must not exceed the second, got {list(value)}")
+    return value
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Pair = Annotated[tuple[float, float], BeforeValidator(_as_tuple, json_schema_input_type=tuple[float, float])]
+Interval = Annotated[Pair, AfterValidator(_ordered)]
