@@ -1,0 +1,1 @@
+"""The documents: parsing, validation, resolution, schema. Imports no torch, ray, mlflow or kubernetes."""

@@ -40,8 +40,8 @@ def choice(default: Any, description: str, **limits: Any) -> Any:
 
 def derived(description: str, rule: str, **limits: Any) -> Any:
     """A field that is None in the document unless the user sets it; ``resolve`` fills it in by ``rule``."""
-    extra = {"source": rule, "derived": True}
-    return Field(None, description=f"{description} Default: {rule}.", json_schema_extra=extra, **limits)
+    text = f"{description} Default: {rule}."
+    return Field(None, description=text, json_schema_extra={"source": rule, "derived": True}, **limits)
 
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)")
@@ -53,6 +53,7 @@ def parse_duration(value: object) -> object:
 
     Raises:
         ValueError: when a string is not of that form.
+
     """
     if not isinstance(value, str):
         return value
@@ -71,6 +72,7 @@ def parse_bytes(value: object) -> object:
 
     Raises:
         ValueError: when a string is not of that form.
+
     """
     if not isinstance(value, str):
         return value

@@ -33,14 +33,18 @@ class ColorJitter(Section):
     brightness: float = paper(0.4, "Factor is drawn from 1 ± this.", "code augmentations.py", ge=0)
     contrast: float = paper(0.4, "Factor is drawn from 1 ± this.", "code augmentations.py", ge=0)
     saturation: float = paper(0.2, "Factor is drawn from 1 ± this.", "code augmentations.py", ge=0)
-    hue: float = paper(0.1, "Shift is drawn from ± this share of the colour circle.", "code augmentations.py", ge=0, le=0.5)
+    hue: float = paper(
+        0.1, "Shift is drawn from ± this share of the colour circle.", "code augmentations.py", ge=0, le=0.5
+    )
 
 
 class Blur(Section):
-    """Gaussian blur. The released code inverts the probabilities (1.0, 0.1 were meant); every released model was trained so."""
+    """Gaussian blur. The released code inverts the chances of the global crops; all released models have these."""
 
     first_global: Probability = paper(0.0, "Chance for the first global crop (1.0 was intended).", "released behaviour")
-    second_global: Probability = paper(0.9, "Chance for the second global crop (0.1 was intended).", "released behaviour")
+    second_global: Probability = paper(
+        0.9, "Chance for the second global crop (0.1 was intended).", "released behaviour"
+    )
     local: Probability = paper(0.5, "Chance for a local crop.", "released behaviour")
     kernel: int = paper(9, "Kernel width in pixels, odd.", "code augmentations.py", ge=1)
     sigma: Interval = paper((0.1, 2.0), "Standard deviation in pixels, drawn uniformly.", "code augmentations.py")
@@ -55,14 +59,24 @@ class Blur(Section):
 class Augmentation(Section):
     """Distortions after cropping, applied in this order: flip, colour jitter, grayscale, blur, solarize, normalise."""
 
-    horizontal_flip: Probability = paper(0.5, "Chance of a mirrored crop; 0 where mirroring changes meaning.", "code augmentations.py")
+    horizontal_flip: Probability = paper(
+        0.5, "Chance of a mirrored crop; 0 where mirroring changes meaning.", "code augmentations.py"
+    )
     color_jitter: ColorJitter = choice(ColorJitter(), "Colour jitter.")
     grayscale: Probability = paper(0.2, "Chance of a grey crop.", "code augmentations.py")
     blur: Blur = choice(Blur(), "Gaussian blur.")
-    solarize: Probability = paper(0.2, "Chance to solarize the second global crop (threshold 128).", "code augmentations.py")
-    aspect: Interval = paper((0.75, 1.3333333333333333), "Width over height of a crop before resizing.", "torchvision default")
-    mean: tuple[float, float, float] = paper((0.485, 0.456, 0.406), "Channel means (RGB, 0 to 1).", "ImageNet", strict=False)
-    std: tuple[float, float, float] = paper((0.229, 0.224, 0.225), "Channel deviations (RGB, 0 to 1).", "ImageNet", strict=False)
+    solarize: Probability = paper(
+        0.2, "Chance to solarize the second global crop (threshold 128).", "code augmentations.py"
+    )
+    aspect: Interval = paper(
+        (0.75, 1.3333333333333333), "Width over height of a crop before resizing.", "torchvision default"
+    )
+    mean: tuple[float, float, float] = paper(
+        (0.485, 0.456, 0.406), "Channel means (RGB, 0 to 1).", "ImageNet", strict=False
+    )
+    std: tuple[float, float, float] = paper(
+        (0.229, 0.224, 0.225), "Channel deviations (RGB, 0 to 1).", "ImageNet", strict=False
+    )
 
 
 class Crops(Section):
@@ -77,7 +91,9 @@ class Masks(Section):
     """Block masks of the student's global crops (iBOT)."""
 
     probability: Probability = paper(0.5, "Share of global crops that are masked.", "paper App. B.1")
-    ratio: Interval = paper((0.1, 0.5), "Share of patches masked in a masked crop, stratified over the batch.", "paper App. B.1")
+    ratio: Interval = paper(
+        (0.1, 0.5), "Share of patches masked in a masked crop, stratified over the batch.", "paper App. B.1"
+    )
     min_patches: int = paper(4, "Smallest block, in patches.", "code masking.py", ge=1)
     aspect: Interval = paper((0.3, 3.3333333333333335), "Height over width of a block.", "code masking.py")
 
@@ -95,7 +111,9 @@ class Heads(Section):
     """Heads for the class token (DINO) and the masked patch tokens (iBOT)."""
 
     dino: Head = Field(Head(bottleneck=384), description="Head of the class token; bottleneck 384. [vitg14 config]")
-    ibot: Head | None = Field(Head(), description="Head of the patch tokens; null shares the DINO head. [vitg14 config]")
+    ibot: Head | None = Field(
+        Head(), description="Head of the patch tokens; null shares the DINO head. [vitg14 config]"
+    )
 
 
 class Losses(Section):
@@ -104,8 +122,12 @@ class Losses(Section):
     dino: float = paper(1.0, "Weight of the DINO loss.", "paper Table 16", ge=0)
     ibot: float = paper(1.0, "Weight of the iBOT loss.", "paper Table 16", ge=0)
     koleo: float = paper(0.1, "Weight of the KoLeo regulariser.", "paper App. B.1", ge=0)
-    koleo_crops: Literal["both", "first"] = paper("both", "Global crops under KoLeo: the code uses both, the paper says first.", "released code")
-    centering: Literal["sinkhorn_knopp", "softmax"] = paper("sinkhorn_knopp", "How teacher outputs become targets.", "vitg14 config")
+    koleo_crops: Literal["both", "first"] = paper(
+        "both", "Global crops under KoLeo: the code uses both, the paper says first.", "released code"
+    )
+    centering: Literal["sinkhorn_knopp", "softmax"] = paper(
+        "sinkhorn_knopp", "How teacher outputs become targets.", "vitg14 config"
+    )
     sinkhorn_iterations: int = paper(3, "Sinkhorn-Knopp iterations.", "paper §4", ge=1)
     student_temperature: float = paper(0.1, "Temperature of the student.", "code config", gt=0)
     center_momentum: float = paper(0.9, "Momentum of the center; softmax centering only.", "code config", ge=0, le=1)
@@ -117,16 +139,22 @@ class Optimizer(Section):
     name: Literal["adamw"] = paper("adamw", "Optimizer.", "paper Table 16")
     betas: Pair = paper((0.9, 0.999), "Moment decays.", "code config")
     eps: float = paper(1e-8, "Denominator offset.", "PyTorch default", gt=0)
-    layer_decay: float = paper(1.0, "Learning-rate factor per block, counted from the head.", "vitg14 config", gt=0, le=1)
+    layer_decay: float = paper(
+        1.0, "Learning-rate factor per block, counted from the head.", "vitg14 config", gt=0, le=1
+    )
     patch_embed_multiplier: float = paper(0.2, "Learning-rate factor of the patch embedding.", "code config", ge=0)
-    clip_norm: float = paper(3.0, "Largest gradient norm of a sub-module (backbone and each head on its own); 0 is off.", "code config", ge=0)
+    clip_norm: float = paper(
+        3.0, "Largest gradient norm of a sub-module (backbone and each head on its own); 0 is off.", "code config", ge=0
+    )
 
 
 class LearningRate(Section):
     """Linear warm-up to the peak, then cosine."""
 
     base: float = paper(2e-4, "Learning rate before scaling.", "vitg14 config", gt=0)
-    scaling: Literal["sqrt_1024", "none"] = paper("sqrt_1024", "Peak = base * sqrt(globalBatch / 1024), or base itself.", "code config")
+    scaling: Literal["sqrt_1024", "none"] = paper(
+        "sqrt_1024", "Peak = base * sqrt(globalBatch / 1024), or base itself.", "code config"
+    )
     warmup_steps: int | None = derived("Steps of linear warm-up.", "16 % of steps (80 of 500 epochs, vitg14)", ge=0)
     min: float = paper(1e-6, "Learning rate at the end.", "code config", ge=0)
 
@@ -151,6 +179,10 @@ class Schedules(Section):
 
     learning_rate: LearningRate = choice(LearningRate(), "Learning rate.")
     weight_decay: Cosine = paper(Cosine(start=0.04, end=0.2), "Weight decay, 0.04 to 0.2.", "vitg14 config")
-    momentum: Cosine = paper(Cosine(start=0.994, end=1.0), "Momentum of the exponential moving average.", "vitg14 config")
+    momentum: Cosine = paper(
+        Cosine(start=0.994, end=1.0), "Momentum of the exponential moving average.", "vitg14 config"
+    )
     teacher_temperature: TeacherTemperature = choice(TeacherTemperature(), "Teacher temperature.")
-    freeze_last_layer_steps: int | None = derived("First steps with learning rate 0 on the prototypes.", "0.2 % of steps (1 of 500 epochs)", ge=0)
+    freeze_last_layer_steps: int | None = derived(
+        "First steps with learning rate 0 on the prototypes.", "0.2 % of steps (1 of 500 epochs)", ge=0
+    )

@@ -1,0 +1,38 @@
+"""How many workers of which size, with which engine and precision."""
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from dinoctl.spec.base import Section, choice, paper
+
+
+class Engine(Section):
+    """What shards and steps the model."""
+
+    name: Literal["deepspeed", "ddp"] = choice("deepspeed", "deepspeed shards with ZeRO; ddp keeps a copy a worker.")
+    zero_stage: Literal[1, 2, 3] = choice(
+        3, "What ZeRO shards: 1 optimizer, 2 + gradients, 3 + parameters. deepspeed only."
+    )
+
+
+class Compute(Section):
+    """Resources of a job."""
+
+    workers: int = choice(1, "Worker processes (ranks).", ge=1)
+    gpus_per_worker: Literal[0, 1] = choice(1, "GPUs of a worker; 0 trains on the CPU.")
+    cpus_per_worker: float = choice(1.0, "CPU cores of a worker.", gt=0)
+    threads_per_worker: int = choice(1, "Threads of a CPU kernel in a worker.", ge=1)
+    loader_workers: int = paper(
+        10, "Processes of a worker that decode and augment; 0 is in the worker itself.", "code config", ge=0
+    )
+    engine: Engine = choice(Engine(), "Engine.")
+    precision: Literal["bf16", "fp32"] = choice(
+        "bf16", "Compute precision; masters, losses and averages are fp32 always."
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Compute":
+        if self.engine.name != "deepspeed" and "zero_stage" in self.engine.model_fields_set:
+            raise ValueError(f"engine {self.engine.name} has no zeroStage; leave it out or use engine deepspeed")
+        return self

@@ -1,0 +1,82 @@
+"""Filling in derived fields, and remembering by which rule each one was filled."""
+
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from dinoctl.spec.base import Section
+from dinoctl.spec.model import ModelSpec
+from dinoctl.spec.policy import KnnSettings
+from dinoctl.spec.recipe import Crops, Schedules
+from dinoctl.spec.yamldoc import Path
+
+S = TypeVar("S", bound=Section)
+
+
+def yaml_name(section: type[Section] | Section, attribute: str) -> str:
+    """The YAML name of a Python attribute."""
+    model = section if isinstance(section, type) else type(section)
+    return model.model_fields[attribute].alias or attribute
+
+
+@dataclass
+class Filler:
+    """Fills fields that are None and keeps ``notes``: path -> the rule that gave the value."""
+
+    notes: dict[Path, str] = field(default_factory=dict)
+
+    def fill(self, section: S, path: Path, rule: str | None = None, **values: Any) -> S:
+        """``section`` with those of ``values`` that it leaves open; ``rule`` or the field's own rule is noted."""
+        update: dict[str, Any] = {}
+        for name, value in values.items():
+            if getattr(section, name) is None and value is not None:
+                update[name] = value
+                self.notes[(*path, yaml_name(section, name))] = rule or _rule(section, name)
+        return section.model_copy(update=update)
+
+    def model(self, model: ModelSpec, path: Path, *, drop_path: float) -> ModelSpec:
+        """Every derived field of a backbone."""
+        full = model.resolved(drop_path=drop_path)
+        names = ("embed_dim", "depth", "num_heads", "ffn", "drop_path", "position_interpolation")
+        return self.fill(model, path, **{name: getattr(full, name) for name in names})
+
+    def crops(self, crops: Crops, path: Path, *, patch_size: int) -> Crops:
+        """The local crop size: 7 patches at patch 14, 6 at patch 16, else what is nearest to 98 pixels."""
+        patches = max(1, round(97 / patch_size)) if patch_size >= 4 else 24
+        local = self.fill(crops.local_crops, (*path, "local"), size=patches * patch_size)
+        return crops.model_copy(update={"local_crops": local})
+
+    def schedules(self, schedules: Schedules, path: Path, *, steps: int) -> Schedules:
+        """Warm-up lengths as the paper's shares of ``steps``."""
+        rate = self.fill(schedules.learning_rate, (*path, "learningRate"), warmup_steps=round(steps * 80 / 500))
+        heat = self.fill(
+            schedules.teacher_temperature, (*path, "teacherTemperature"), warmup_steps=round(steps * 30 / 500)
+        )
+        filled = self.fill(schedules, path, freeze_last_layer_steps=round(steps / 500))
+        return filled.model_copy(update={"learning_rate": rate, "teacher_temperature": heat})
+
+    def knn(self, knn: KnnSettings, path: Path, *, image_size: int | None) -> KnnSettings:
+        """Image sizes of an evaluation."""
+        sized = self.fill(knn, path, image_size=image_size)
+        if sized.image_size is None:
+            return sized
+        return self.fill(sized, path, resize=round(sized.image_size * 256 / 224))
+
+
+def compress(schedules: Schedules, *, steps: int, parent_steps: int, factor: float) -> Schedules:
+    """A parent's schedules in ``steps`` steps, with ``factor`` on the learning rate (paper App. B.2)."""
+    share = steps / parent_steps
+    rate, heat = schedules.learning_rate, schedules.teacher_temperature
+    return schedules.model_copy(
+        update={
+            "learning_rate": rate.model_copy(
+                update={"base": rate.base * factor, "warmup_steps": round((rate.warmup_steps or 0) * share)}
+            ),
+            "teacher_temperature": heat.model_copy(update={"warmup_steps": round((heat.warmup_steps or 0) * share)}),
+            "freeze_last_layer_steps": round((schedules.freeze_last_layer_steps or 0) * share),
+        }
+    )
+
+
+def _rule(section: Section, name: str) -> str:
+    extra = type(section).model_fields[name].json_schema_extra
+    return str(extra["source"]) if isinstance(extra, dict) else "derived"

@@ -1,0 +1,76 @@
+"""References between jobs: unknown names, duplicate names, wrong kinds, cycles."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
+from typing import TYPE_CHECKING
+
+from dinoctl.spec.errors import Problem
+from dinoctl.spec.job import TRAINING, references
+from dinoctl.spec.yamldoc import Path
+
+if TYPE_CHECKING:
+    from dinoctl.spec.load import LoadedJob
+
+_DATASET_FIELDS = ("source", "dataset")
+
+
+def parents(job: "LoadedJob") -> tuple[str, ...]:
+    """Names of the jobs that this one waits for, sorted."""
+    return tuple(sorted({name for _, name in references(job.job)}))
+
+
+def topological(jobs: Sequence["LoadedJob"]) -> list["LoadedJob"]:
+    """Parents before children; among equals the order of the files."""
+    by_name = {job.name: job for job in jobs}
+    sorter: TopologicalSorter[str] = TopologicalSorter()
+    for job in jobs:
+        sorter.add(job.name, *(name for name in parents(job) if name in by_name))
+    return [by_name[name] for name in sorter.static_order()]
+
+
+def check_references(jobs: Sequence["LoadedJob"], problems: list[Problem], *, complete: bool) -> None:
+    """Appends a problem for every bad reference. With ``complete`` False unknown names are not judged:
+    a document that failed to validate may have defined them.
+    """
+    by_name: dict[str, LoadedJob] = {}
+    for job in jobs:
+        if job.name in by_name:
+            other = by_name[job.name].doc
+            line, _ = other.place(("metadata", "name"))
+            text = f"a job named {job.name!r} is already defined at {other.file}:{line}"
+            problems.append(job.doc.problem(("metadata", "name"), text))
+        by_name.setdefault(job.name, job)
+    for job in jobs:
+        for path, name in references(job.job):
+            message = _judge(path, name, by_name, complete)
+            if message:
+                problems.append(job.doc.problem(path, message))
+    _check_cycles(by_name, problems)
+
+
+def _judge(path: Path, name: str, by_name: Mapping[str, "LoadedJob"], complete: bool) -> str | None:
+    parent = by_name.get(name)
+    if parent is None:
+        if not complete:
+            return None
+        close = difflib.get_close_matches(name, by_name, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; jobs here: {', '.join(sorted(by_name))}"
+        return f"no job named {name!r}{hint}"
+    wants_data = path[-2] in _DATASET_FIELDS
+    kind = parent.job.spec.kind
+    if wants_data and kind != "pack":
+        return f"needs a dataset, but {name!r} is a {kind} job; name a pack job"
+    if not wants_data and kind not in TRAINING:
+        return f"needs a model, but {name!r} is a {kind} job; name a {', '.join(TRAINING)} job"
+    return None
+
+
+def _check_cycles(by_name: Mapping[str, "LoadedJob"], problems: list[Problem]) -> None:
+    try:
+        TopologicalSorter({name: set(parents(job)) & set(by_name) for name, job in by_name.items()}).prepare()
+    except CycleError as error:
+        cycle = list(reversed(error.args[1]))
+        start = by_name[cycle[0]]
+        path = next(path for path, name in references(start.job) if name == cycle[1])
+        problems.append(start.doc.problem(path, f"jobs wait for each other: {' → '.join(cycle)}"))

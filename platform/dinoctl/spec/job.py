@@ -1,0 +1,90 @@
+"""The document: one DinoJob."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from dinoctl.spec.base import Section, choice
+from dinoctl.spec.compute import Compute
+from dinoctl.spec.policy import Gate, Policy
+from dinoctl.spec.sources import JobName, JobRef, Uri
+from dinoctl.spec.stages import Distill, Evaluate, HighRes, Pack, Pretrain
+
+API_VERSION = "dinoctl.io/v1alpha1"
+Stage = Pack | Pretrain | HighRes | Distill | Evaluate
+STAGES = ("pack", "pretrain", "highres", "distill", "evaluate")
+TRAINING = ("pretrain", "highres", "distill")
+
+
+class Metadata(Section):
+    """Name and labels."""
+
+    name: JobName = Field(description="Unique name of the job.")
+    labels: dict[str, str] = choice({}, "Free labels; they become tags of the run.")
+
+
+class JobSpec(Section):
+    """What a job does (exactly one stage), on what, and under which rules."""
+
+    profile: str | None = choice(None, "Profile of the administrator: image, queue, node pool, storage. Cluster only.")
+    storage: Uri | None = choice(None, "Where the job's outputs go; default: the profile's or the state directory.")
+    seed: int = choice(0, "Seed of everything random.", ge=0)
+    compute: Compute = choice(Compute(), "Resources.")
+    pack: Pack | None = choice(None, "Stage: pack images into a dataset.")
+    pretrain: Pretrain | None = choice(None, "Stage: pretrain a backbone.")
+    highres: HighRes | None = choice(None, "Stage: adapt a backbone to high resolution.")
+    distill: Distill | None = choice(None, "Stage: distill a teacher into a smaller student.")
+    evaluate: Evaluate | None = choice(None, "Stage: measure a model.")
+    gate: Gate | None = choice(None, "What the exported model must show.")
+    policy: Policy = choice(Policy(), "Budgets and checkpoints.")
+    suspend: bool = choice(False, "Hold the job: nothing starts, what runs commits and stops.")
+
+    @model_validator(mode="after")
+    def _one_stage(self) -> "JobSpec":
+        given = [kind for kind in STAGES if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(STAGES)}; found {', '.join(given) or 'none'}")
+        if self.gate is not None and given[0] not in TRAINING:
+            raise ValueError(f"a gate measures a trained model; {given[0]} has none")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Name of the stage."""
+        return next(kind for kind in STAGES if getattr(self, kind) is not None)
+
+    @property
+    def stage(self) -> Stage:
+        """The stage's own section."""
+        stage: Stage = getattr(self, self.kind)
+        return stage
+
+
+class DinoJob(Section):
+    """One document."""
+
+    api_version: Literal["dinoctl.io/v1alpha1"] = Field(description="dinoctl.io/v1alpha1")
+    kind: Literal["DinoJob"] = Field(description="DinoJob")
+    metadata: Metadata = Field(description="Name and labels.")
+    spec: JobSpec = Field(description="What the job does.")
+
+    @property
+    def name(self) -> str:
+        """``metadata.name``."""
+        return self.metadata.name
+
+
+def references(section: Section, path: tuple[str | int, ...] = ()) -> list[tuple[tuple[str | int, ...], str]]:
+    """Every ``{job: NAME}`` below ``section`` with its path (YAML names)."""
+    found: list[tuple[tuple[str | int, ...], str]] = []
+    for name, info in type(section).model_fields.items():
+        value = getattr(section, name)
+        key = info.alias or name
+        parts = enumerate(value) if isinstance(value, list) else [(None, value)]
+        for index, part in parts:
+            where = (*path, key) if index is None else (*path, key, index)
+            if isinstance(part, JobRef):
+                found.append(((*where, "job"), part.job))
+            elif isinstance(part, Section):
+                found.extend(references(part, where))
+    return found

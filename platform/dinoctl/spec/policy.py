@@ -1,0 +1,69 @@
+"""What happens when things break, what must hold before a model counts, and where metrics go."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from dinoctl.spec.base import Duration, Section, choice, derived, paper
+from dinoctl.spec.sources import DataSource
+
+
+class Retries(Section):
+    """Separate budgets, so that a bug does not burn what preemptions need."""
+
+    infrastructure: int = choice(20, "Restarts after lost nodes, killed processes or storage that is down.", ge=0)
+    application: int = choice(2, "Restarts after an error in the program.", ge=0)
+
+
+class CheckpointPolicy(Section):
+    """How often, and how many are kept."""
+
+    every_steps: int = paper(3750, "Steps between checkpoints.", "code config", ge=1)
+    keep: int = paper(3, "Newest checkpoints kept.", "code config", ge=1)
+
+
+class Policy(Section):
+    """Budgets and checkpoints."""
+
+    retries: Retries = choice(Retries(), "Restart budgets.")
+    deadline: Duration | None = choice(
+        None, "Longest time from start to end over all attempts, without suspended time.", gt=0
+    )
+    checkpoint: CheckpointPolicy = choice(CheckpointPolicy(), "Checkpoints.")
+
+
+class KnnSettings(Section):
+    """The k-NN protocol of DINO and DINOv2 (weighted votes of the nearest training images)."""
+
+    k: list[int] = paper([10, 20, 100, 200], "Numbers of neighbours; the best is reported.", "code eval/knn.py")
+    temperature: float = paper(0.07, "Temperature of the votes.", "code eval/knn.py", gt=0)
+    image_size: int | None = derived("Side of the centre crop in pixels.", "the size of the model's global crops", ge=4)
+    resize: int | None = derived("Shorter side before the crop, in pixels.", "imageSize * 256 / 224", ge=4)
+    batch_size: int = paper(256, "Images of a forward pass.", "code eval/knn.py", ge=1)
+
+
+class Promote(Section):
+    """Where a model that passed is registered."""
+
+    model: str = Field(description="Name of the registered model.", min_length=1, pattern=r"^[^/:@]+$")
+    alias: str = choice(
+        "champion",
+        "Alias that moves to the new version; the former holder becomes rollback.",
+        pattern=r"^[a-z][a-z0-9_-]*$",
+    )
+
+
+class Gate(Section):
+    """Evidence that a model must show. Jobs that name this one wait for it."""
+
+    metric: Literal["knn_top1"] = choice("knn_top1", "Metric, measured on the exported model.")
+    min: float | None = choice(None, "Least value.", ge=0, le=1)
+    above_random: float | None = choice(None, "Least distance to the same backbone untrained.", ge=0, le=1)
+    champion_margin: float | None = choice(
+        None, "How far below the present champion, measured on the same data, is still good; null: no comparison.", ge=0
+    )
+    dataset: DataSource = Field(description="Labelled dataset: a URI or {job: NAME}.")
+    train_split: str = choice("train", "Split that votes.")
+    test_split: str = choice("val", "Split that is measured.")
+    knn: KnnSettings = choice(KnnSettings(), "Protocol.")
+    promote: Promote | None = choice(None, "Registration after passing; null: none.")

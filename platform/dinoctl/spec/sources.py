@@ -1,0 +1,104 @@
+"""Where a stage's inputs come from: a URI, or another job of the same name space."""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+
+from dinoctl.spec.base import Section, choice
+
+_URI = re.compile(r"^([a-z][a-z0-9+.-]*)://.+|^[^:]+$")
+_MODEL = re.compile(r"^models:/[^/@]+(@[^/@]+|/\d+)$")
+_NAME = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+MAX_NAME = 38
+"""RayJob names hold 47 characters, of which an attempt's hash and number take 9."""
+
+
+def _check_uri(value: str) -> str:
+    if not _URI.match(value):
+        raise ValueError(f"{value!r} is not a URI or a path; write s3://bucket/prefix, file:///path or a path")
+    return value
+
+
+def _check_model(value: str) -> str:
+    if not _MODEL.match(value):
+        raise ValueError(f"{value!r} is not a registered model; write models:/NAME@ALIAS or models:/NAME/VERSION")
+    return value
+
+
+def _check_name(value: str) -> str:
+    if not _NAME.match(value) or len(value) > MAX_NAME:
+        raise ValueError(
+            f"{value!r} is not a job name; use lower-case letters, digits and '-', at most {MAX_NAME} characters"
+        )
+    return value
+
+
+Uri = Annotated[str, AfterValidator(_check_uri)]
+ModelUri = Annotated[str, AfterValidator(_check_model)]
+JobName = Annotated[str, AfterValidator(_check_name)]
+
+
+class JobRef(Section):
+    """The output of another job. The job waits until that one is complete and its gate has passed."""
+
+    job: JobName = Field(description="Name of the job.")
+
+
+class ModelRef(Section):
+    """A model of the registry."""
+
+    model: ModelUri = Field(description="models:/NAME@ALIAS or models:/NAME/VERSION.")
+
+
+class UriRef(Section):
+    """A directory or bucket prefix."""
+
+    uri: Uri = Field(description="s3://bucket/prefix, file:///path or a path.")
+
+
+def _tag(value: object) -> str:
+    """Which branch a source is meant to be, so that errors speak of that one only (tags in <> are not shown)."""
+    if isinstance(value, (str, int, float)):
+        return "<uri-text>"
+    if isinstance(value, dict):
+        return next((f"<{key}>" for key in ("model", "uri") if key in value), "<job>")
+    return f"<{type(value).__name__.removesuffix('Ref').lower()}>"
+
+
+_Job = Annotated[JobRef, Tag("<job>")]
+DataSource = Annotated[Annotated[Uri, Tag("<uri-text>")] | _Job, Discriminator(_tag)]
+ModelSource = Annotated[
+    _Job | Annotated[ModelRef, Tag("<model>")] | Annotated[UriRef, Tag("<uri>")], Discriminator(_tag)
+]
+
+
+class WeightedSource(Section):
+    """One part of a mixture."""
+
+    source: DataSource = Field(description="Dataset: a URI or {job: NAME}.")
+    split: str = choice("train", "Split of the dataset.")
+    weight: float = choice(1.0, "Relative weight of this part.", gt=0)
+
+
+class TrainData(Section):
+    """What a training job learns from: one dataset or a weighted mixture."""
+
+    source: DataSource | None = choice(None, "Dataset: a URI or {job: NAME}.")
+    split: str = choice("train", "Split of the dataset.")
+    mixture: list[WeightedSource] = choice([], "Weighted parts, in place of source.")
+    homogeneous: float = choice(0.0, "Share of batches that take all samples from one part.", ge=0, le=1)
+    run_length: int = choice(16, "Consecutive samples read with one request.", ge=1)
+    max_bad_rate: float = choice(1e-4, "Share of unreadable samples above which the job stops.", ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "TrainData":
+        if (self.source is None) == (not self.mixture):
+            raise ValueError("give exactly one of source and mixture")
+        return self
+
+    def parts(self) -> list[WeightedSource]:
+        """The mixture, also when it is a single source."""
+        if self.source is not None:
+            return [WeightedSource(source=self.source, split=self.split)]
+        return self.mixture

@@ -1,0 +1,121 @@
+"""The kinds of stage. A stage more is a class here, its field in ``job.JobSpec`` and its file in ``dinoctl/stages``."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from dinoctl.spec.base import Probability, Section, Size, Steps, choice, derived, paper
+from dinoctl.spec.model import ModelSpec
+from dinoctl.spec.policy import KnnSettings
+from dinoctl.spec.recipe import Cosine, Crops, Heads, LearningRate, Losses, Masks, Optimizer, Schedules
+from dinoctl.spec.sources import DataSource, ModelSource, TrainData, Uri
+
+
+class Pack(Section):
+    """Image files to a dataset of tar shards with an index."""
+
+    source: Uri = Field(description="Image folder or bucket prefix, Parquet file, or builtin://digits.")
+    format: Literal["auto", "folder", "parquet", "builtin"] = choice("auto", "What the source is.")
+    splits: dict[str, int] = choice({}, "Samples held out per split, chosen by a keyed hash; the rest is 'train'.")
+    shard_size: Size = choice(256 * 2**20, "Bytes of a shard; 64MiB to 512MiB suits object storage.", ge=2**16)
+    verify: bool = choice(True, "Decode every image once.")
+    max_bad_rate: Probability = choice(1e-4, "Share of unreadable files above which packing stops.")
+    workers: int = choice(1, "Processes.", ge=1)
+
+    @model_validator(mode="after")
+    def _splits(self) -> "Pack":
+        bad = [name for name, count in self.splits.items() if count < 1 or name == "train"]
+        if bad:
+            raise ValueError(
+                f"split {bad[0]!r}: held-out splits need a count of at least 1 and another name than train"
+            )
+        return self
+
+
+class Pretrain(Section):
+    """DINOv2 pretraining (paper §4)."""
+
+    data: TrainData = Field(description="What to learn from.")
+    model: ModelSpec = choice(ModelSpec(), "Backbone.")
+    steps: Steps = paper(625000, "Optimizer steps.", "paper Table 16")
+    global_batch: int = paper(3072, "Images of a step over all workers.", "paper Table 16", ge=1)
+    crops: Crops = choice(Crops(), "Multi-crop.")
+    masks: Masks = choice(Masks(), "Masks of the student's global crops.")
+    heads: Heads = choice(Heads(), "Projection heads.")
+    losses: Losses = choice(Losses(), "Losses.")
+    optimizer: Optimizer = choice(Optimizer(), "Optimizer.")
+    schedules: Schedules = choice(Schedules(), "Schedules.")
+    log_every: int = paper(10, "Steps between metric points.", "code train.py", ge=1)
+
+
+class HighRes(Section):
+    """A short second stage at high resolution (paper App. B.2). What is left out is the parent's."""
+
+    parent: ModelSource = Field(
+        alias="from", description="Model to go on from: {job: NAME}, {model: models:/...} or {uri: ...}."
+    )
+    steps: Steps = paper(10000, "Optimizer steps; all schedules are compressed to them.", "paper App. B.2")
+    size: int = paper(518, "Side of the global crops in pixels.", "paper App. B.2", ge=4)
+    local_size: int | None = derived("Side of the local crops in pixels (unpublished).", "that of the parent", ge=4)
+    learning_rate_factor: float = choice(
+        0.2, "Factor on the parent's base learning rate (unpublished, 'reduced').", gt=0
+    )
+    data: TrainData | None = derived("What to learn from.", "that of the parent")
+    global_batch: int | None = derived("Images of a step over all workers.", "that of the parent", ge=1)
+    model: ModelSpec | None = derived("Backbone.", "that of the parent")
+    crops: Crops | None = derived("Multi-crop.", "that of the parent at the new size")
+    masks: Masks | None = derived("Masks.", "those of the parent")
+    heads: Heads | None = derived("Projection heads.", "those of the parent")
+    losses: Losses | None = derived("Losses.", "those of the parent")
+    optimizer: Optimizer | None = derived("Optimizer.", "that of the parent")
+    schedules: Schedules | None = derived("Schedules.", "those of the parent, compressed")
+    log_every: int = paper(10, "Steps between metric points.", "code train.py", ge=1)
+
+
+class Distill(Section):
+    """A small student learns from a frozen teacher; the average of the student is the result (paper §5)."""
+
+    teacher: ModelSource = Field(description="Teacher with heads: {job: NAME}, {model: models:/...} or {uri: ...}.")
+    data: TrainData = Field(description="What to learn from.")
+    model: ModelSpec = Field(description="The student.")
+    steps: Steps = paper(625000, "Optimizer steps.", "paper Table 16")
+    global_batch: int = paper(2048, "Images of a step over all workers.", "paper Table 16", ge=1)
+    crops: Crops = choice(Crops(), "Multi-crop.")
+    masks: Masks = choice(Masks(), "Which patch tokens enter the iBOT loss; the student's input is not masked.")
+    heads: Heads | None = derived("The student's heads; prototypes must equal the teacher's.", "those of the teacher")
+    losses: Losses = choice(Losses(), "Losses.")
+    optimizer: Optimizer = choice(Optimizer(), "Optimizer.")
+    schedules: Schedules = paper(
+        Schedules(learning_rate=LearningRate(base=1e-3, scaling="none"), momentum=Cosine(start=0.994, end=1.0)),
+        "Schedules; the peak learning rate is 1e-3.",
+        "paper Table 16",
+    )
+    log_every: int = paper(10, "Steps between metric points.", "code train.py", ge=1)
+
+
+class KnnProtocol(KnnSettings):
+    """k-NN classification of frozen features."""
+
+    dataset: DataSource = Field(description="Labelled dataset: a URI or {job: NAME}.")
+    train_split: str = choice("train", "Split that votes.")
+    test_split: str = choice("val", "Split that is measured.")
+
+
+class Protocols(Section):
+    """What is measured. A protocol more is a field here and its file in ``dinoctl/evaluation``."""
+
+    knn: KnnProtocol | None = choice(None, "k-NN classification.")
+
+    @model_validator(mode="after")
+    def _some(self) -> "Protocols":
+        if self.knn is None:
+            raise ValueError("name at least one protocol: knn")
+        return self
+
+
+class Evaluate(Section):
+    """Measures a model with frozen features."""
+
+    model: ModelSource = Field(description="Model: {job: NAME}, {model: models:/...} or {uri: ...}.")
+    protocols: Protocols = Field(description="What is measured.")
+    random_baseline: bool = choice(True, "Measure the same backbone untrained as well.")
