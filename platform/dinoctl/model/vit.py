@@ -1,0 +1,224 @@
+"""The DINOv2 vision transformer: official state-dict keys, crops of several sizes in one packed pass.
+
+Token order is [cls, registers, patches row by row]; the registers carry no position (arXiv 2309.16588).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypedDict, cast, overload
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dinoctl.model.config import ViTConfig
+from dinoctl.model.layers import NORM_EPS, Block, LayerScale, PatchEmbed, PatchProjection, init_linear
+from dinoctl.model.packing import Kept, Layout, draw_kept, pack, unpack
+from dinoctl.model.positions import interpolate_pos_embed
+
+
+class Features(TypedDict):
+    """What the network makes of B images: N patches, R registers, width D.
+
+    x_norm_clstoken (B, D), x_norm_regtokens (B, R, D) and x_norm_patchtokens (B, N, D) went through the final norm,
+    x_prenorm (B, 1 + R + N, D) did not. `masks` is the argument handed through.
+    """
+
+    x_norm_clstoken: Tensor
+    x_norm_regtokens: Tensor
+    x_norm_patchtokens: Tensor
+    x_prenorm: Tensor
+    masks: Tensor | None
+
+
+Images = Tensor | list[Tensor]
+Masks = Tensor | None | Sequence[Tensor | None]
+
+
+class VisionTransformer(nn.Module):
+    """A backbone; weights start as `init_weights` leaves them, drawn from `generator` (None: the global one)."""
+
+    def __init__(self, config: ViTConfig, *, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.embed_dim
+        self.activation_checkpointing = False
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + config.grid**2, dim))
+        self.register_tokens = nn.Parameter(torch.empty(1, config.registers, dim)) if config.registers else None
+        self.mask_token = nn.Parameter(torch.empty(1, dim))
+        self.patch_embed = PatchEmbed(dim, config.patch_size)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.init_weights(generator)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Official initialisation in a fixed order: the same generator state gives the same weights.
+
+        Positions and Linear weights truncated normal 0.02, cls and registers normal 1e-6, mask token and biases zero,
+        patch projection as PyTorch's convolutions, gamma `config.layerscale`.
+        """
+        nn.init.trunc_normal_(self.pos_embed, std=0.02, generator=generator)
+        nn.init.normal_(self.cls_token, std=1e-6, generator=generator)
+        if self.register_tokens is not None:
+            nn.init.normal_(self.register_tokens, std=1e-6, generator=generator)
+        nn.init.zeros_(self.mask_token)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                init_linear(module, generator)
+            elif isinstance(module, PatchProjection):
+                module.init_weights(generator)
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+            elif isinstance(module, LayerScale):
+                nn.init.constant_(module.gamma, module.init)
+
+    def forward(
+        self, x: Images, masks: Masks = None, *, is_training: bool = False, seed: int | None = None
+    ) -> Tensor | list[Tensor] | Features | list[Features]:
+        """Features of images (B, 3, H, W), or of a list of such groups, computed as one packed sequence.
+
+        Returns the normalised cls token (B, D), with `is_training` a `Features` dict; for a list, a list of these,
+        equal to separate calls. `masks` is (B, N) bool, for a list one (or None) for each group: where true, the mask
+        token replaces the patch.
+        `seed` decides which samples stochastic depth leaves out (training mode and `drop_path` > 0 only); None draws
+        from the global generator. Raises ValueError for sides that are not multiples of the patch size.
+        """
+        features = self._forward(x, masks, seed)
+        if is_training:
+            return features
+        if isinstance(features, list):
+            return [group["x_norm_clstoken"] for group in features]
+        return features["x_norm_clstoken"]
+
+    @overload
+    def forward_features(self, x: Tensor, masks: Tensor | None = None, *, seed: int | None = None) -> Features: ...
+
+    @overload
+    def forward_features(
+        self, x: list[Tensor], masks: Sequence[Tensor | None] | None = None, *, seed: int | None = None
+    ) -> list[Features]: ...
+
+    def forward_features(self, x: Images, masks: Masks = None, *, seed: int | None = None) -> Features | list[Features]:
+        """`forward` with `is_training`; where an engine shards parameters, call the module itself instead."""
+        return self._forward(x, masks, seed)
+
+    def _forward(self, x: Images, masks: Masks, seed: int | None) -> Features | list[Features]:
+        if isinstance(x, Tensor):
+            if masks is not None and not isinstance(masks, Tensor):
+                raise ValueError("one tensor of images takes one tensor of masks, not a list")
+            return self._features([x], [masks], seed)[0]
+        if isinstance(masks, Tensor):
+            raise ValueError(f"a list of {len(x)} image groups takes a list of masks, not one tensor")
+        masks = [None] * len(x) if masks is None else list(masks)
+        if not x or len(masks) != len(x):
+            raise ValueError(f"{len(x)} image groups with {len(masks)} masks; a list needs a group, and a mask each")
+        return self._features(x, masks, seed)
+
+    def _features(self, images: list[Tensor], masks: list[Tensor | None], seed: int | None) -> list[Features]:
+        x, layout = pack([self._tokens(group, mask) for group, mask in zip(images, masks, strict=True)])
+        kept = self._draw(layout, seed, x.device)
+        for index, block in enumerate(self.blocks):
+            pair = (kept[2 * index], kept[2 * index + 1]) if kept else None
+            x = self._run(block, x, layout, pair)
+        normed = unpack(self.norm(x), layout)
+        first = 1 + self.config.registers
+        return [
+            Features(
+                x_norm_clstoken=norm[:, 0],
+                x_norm_regtokens=norm[:, 1:first],
+                x_norm_patchtokens=norm[:, first:],
+                x_prenorm=prenorm,
+                masks=mask,
+            )
+            for norm, prenorm, mask in zip(normed, unpack(x, layout), masks, strict=True)
+        ]
+
+    def _run(self, block: nn.Module, x: Tensor, layout: Layout, kept: tuple[Kept, Kept] | None) -> Tensor:
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            # Nothing in a block is random (`kept` is drawn before), so there is no generator state to restore.
+            return cast(Tensor, checkpoint(block, x, layout, kept, use_reentrant=False, preserve_rng_state=False))
+        return cast(Tensor, block(x, layout, kept))
+
+    def _draw(self, layout: Layout, seed: int | None, device: torch.device) -> list[Kept]:
+        rate = self.config.drop_path
+        if not (self.training and rate > 0):
+            return []
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        return draw_kept(layout, 2 * self.config.depth, rate, generator, device)
+
+    def _tokens(self, images: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, 3, H, W) to (B, 1 + R + N, D)."""
+        x: Tensor = self.patch_embed(images)
+        if mask is not None:
+            if mask.shape != x.shape[:2]:
+                raise ValueError(f"masks have shape {tuple(mask.shape)}; the images have patches {tuple(x.shape[:2])}")
+            x = torch.where(mask.unsqueeze(-1), self.mask_token.to(x.dtype), x)
+        positions = interpolate_pos_embed(
+            self.pos_embed,
+            images.shape[2] // self.config.patch_size,
+            images.shape[3] // self.config.patch_size,
+            antialias=self.config.interpolate_antialias,
+            offset=self.config.interpolate_offset,
+        )
+        # The cls token gets its position before it is repeated for every image: B times less to add, equal result.
+        front = [self.cls_token + positions[:, :1]]
+        if self.register_tokens is not None:
+            front.append(self.register_tokens)
+        x = x + positions[:, 1:]
+        return torch.cat([token.expand(len(images), -1, -1) for token in front] + [x], dim=1)
+
+    @overload
+    def get_intermediate_layers(
+        self,
+        x: Tensor,
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_class_token: Literal[False] = False,
+        norm: bool = True,
+    ) -> tuple[Tensor, ...]: ...
+
+    @overload
+    def get_intermediate_layers(
+        self,
+        x: Tensor,
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        *,
+        return_class_token: Literal[True],
+        norm: bool = True,
+    ) -> tuple[tuple[Tensor, Tensor], ...]: ...
+
+    def get_intermediate_layers(
+        self,
+        x: Tensor,
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_class_token: bool = False,
+        norm: bool = True,
+    ) -> tuple[Tensor, ...] | tuple[tuple[Tensor, Tensor], ...]:
+        """Patch tokens after the last `n` blocks, or after the blocks with the given indices, shallow to deep.
+
+        Each (B, N, D), with `reshape` (B, D, H / patch, W / patch); with `return_class_token` each a pair with the cls
+        token (B, D). `norm` applies the final norm. Without stochastic depth in any mode.
+        """
+        depth = self.config.depth
+        wanted = set(range(depth - n, depth)) if isinstance(n, int) else set(n)
+        if not wanted or not wanted <= set(range(depth)):
+            raise ValueError(f"no such blocks: n={n}; the network has blocks 0 to {depth - 1}")
+        tokens, layout = pack([self._tokens(x, None)])
+        taken = []
+        for index, block in enumerate(self.blocks):
+            tokens = self._run(block, tokens, layout, None)
+            if index in wanted:
+                taken.append(unpack(self.norm(tokens) if norm else tokens, layout)[0])
+        first = 1 + self.config.registers
+        patches = [layer[:, first:] for layer in taken]
+        if reshape:
+            grid = (x.shape[2] // self.config.patch_size, x.shape[3] // self.config.patch_size)
+            patches = [torch.unflatten(p.transpose(1, 2), 2, grid).contiguous() for p in patches]
+        if return_class_token:
+            return tuple((p, layer[:, 0]) for p, layer in zip(patches, taken, strict=True))
+        return tuple(patches)
