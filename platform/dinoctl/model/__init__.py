@@ -3,6 +3,7 @@
 from dinoctl.model.config import RELEASED, ViTConfig
 from dinoctl.model.export import Exported, load_export, save_export
 from dinoctl.model.heads import HeadArguments, ProjectionHead, WeightNormLinear, head_arguments
+from dinoctl.model.names import from_huggingface, to_huggingface, to_timm
 from dinoctl.model.positions import interpolate_pos_embed, resize_pos_embed
 from dinoctl.model.vit import Features, VisionTransformer
 from dinoctl.model.weights import OfficialState, infer_config, load_strict, read_state_dict, to_official
@@ -17,6 +18,7 @@ __all__ = [
     "ViTConfig",
     "VisionTransformer",
     "WeightNormLinear",
+    "from_huggingface",
     "head_arguments",
     "infer_config",
     "interpolate_pos_embed",
@@ -25,5 +27,7 @@ __all__ = [
     "read_state_dict",
     "resize_pos_embed",
     "save_export",
+    "to_huggingface",
     "to_official",
+    "to_timm",
 ]

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dinoctl.model.config import ViTConfig
+from dinoctl.model.names import from_huggingface, is_huggingface
 from dinoctl.model.positions import square_side
 
 HEADS = ("dino_head", "ibot_head")
@@ -58,11 +59,14 @@ def read_state_dict(path: str | Path) -> dict[str, Any]:
 def to_official(state: Mapping[str, Any]) -> OfficialState:
     """Official flat names from any of the usual forms.
 
-    Takes flat and chunked block names, {"teacher": ...} and {"model": ...} wrappers, and the prefixes `module.`,
-    `backbone.` and `teacher.` (of a whole training checkpoint only the teacher is taken). Names that it does not know
-    stay as they are, for `load_strict` to report. Raises ValueError if two names fall on one.
+    Takes flat and chunked block names, the names of Hugging Face transformers, {"teacher": ...} and {"model": ...}
+    wrappers, and the prefixes `module.`, `backbone.` and `teacher.` (of a whole training checkpoint only the teacher is
+    taken). Names that it does not know stay as they are, for `load_strict` to report. Raises ValueError if two names
+    fall on one.
     """
     named = {_strip(key, "module."): value for key, value in _unwrap(state).items() if isinstance(value, Tensor)}
+    if is_huggingface(named):
+        return OfficialState(from_huggingface(named), {})
     if any(key.startswith("teacher.") for key in named):
         named = {_strip(key, "teacher."): value for key, value in named.items() if key.startswith("teacher.")}
     result = OfficialState({}, {})
