@@ -1,0 +1,96 @@
+"""A split of a packed dataset, for reading: original image bytes by sample number, each checked by its CRC-32C."""
+
+from __future__ import annotations
+
+import difflib
+
+import numpy as np
+from google_crc32c import value as crc32c
+from numpy.typing import NDArray
+
+from dinoctl.data.errors import DataError
+from dinoctl.data.index import Index, open_index
+from dinoctl.data.manifest import Manifest, SplitInfo, read_manifest
+from dinoctl.data.storage import Storage, open_storage
+
+_ATTEMPTS = 3  # wrong bytes may be the network's fault: read again before calling a sample broken
+
+
+class Dataset:
+    """Samples 0 to len - 1 of one split. Picklable: the receiver opens it again."""
+
+    def __init__(self, storage: Storage, split: str, manifest: Manifest, index: Index) -> None:
+        self.uri = storage.uri
+        self.split = split
+        self.hash = f"{manifest.hash}:{split}"
+        """Identity of the content: the dataset's hash and the split's name."""
+        self.info: SplitInfo = manifest.splits[split]
+        self._storage = storage
+        self._index = index
+        self._shards = [shard.path for shard in self.info.shards]
+        names = ("shard", "offset", "length", "crc32c")
+        self._shard, self._offset, self._length, self._crc = (index.column(name) for name in names)
+
+    @staticmethod
+    def open(uri: str, split: str = "train") -> Dataset:
+        """Open a split and verify its manifest and index.
+
+        Raises:
+            DataError: no dataset there, no such split, or files that were changed after packing.
+            StorageError: the place cannot be read.
+        """
+        storage = open_storage(uri)
+        manifest = read_manifest(storage)
+        if split not in manifest.splits:
+            raise DataError(f"{storage.uri}: has no split {split!r}{_instead(split, sorted(manifest.splits))}")
+        return Dataset(storage, split, manifest, open_index(storage, manifest.splits[split]))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _reopen, (self.uri, self.split, self.hash)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.uri!r}, {self.split!r}, {len(self)} samples)"
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the labels, or None."""
+        return self.info.classes
+
+    def labels(self) -> NDArray[np.int64]:
+        """Label of every sample, shape (samples,); -1 where there is none."""
+        return self._index.column("label").astype(np.int64)
+
+    def keys(self) -> list[str]:
+        """Name of every sample."""
+        return self._index.keys()
+
+    def read(self, i: int) -> bytes:
+        """The image bytes of sample ``i``.
+
+        Raises:
+            DataError: the bytes are not the ones that were packed.
+            StorageError: the shard cannot be read.
+        """
+        path, start, length = self._shards[self._shard[i]], int(self._offset[i]), int(self._length[i])
+        for _ in range(_ATTEMPTS):
+            data = self._storage.read(path, start, start + length)
+            if crc32c(data) == self._crc[i]:
+                return data
+        raise DataError(
+            f"{self._storage.uri}/{path}: sample {i} (bytes {start} to {start + length}) is corrupt: wrong CRC"
+        )
+
+
+def _reopen(uri: str, split: str, expected: str) -> Dataset:
+    dataset = Dataset.open(uri, split)
+    if dataset.hash != expected:
+        raise DataError(f"{uri}: was packed again while it was in use (hash {dataset.hash}, expected {expected})")
+    return dataset
+
+
+def _instead(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(known)}"

@@ -1,0 +1,16 @@
+"""The two ways data can fail: the user's mistake, or the environment.
+
+Both carry one clear line: what is wrong, where, and what to do. Callers print it without a traceback.
+"""
+
+
+class DataError(ValueError):
+    """The user's mistake or broken data: names the path and the fix. Exit code 2."""
+
+
+class StorageError(OSError):
+    """The environment failed (missing bucket, no credentials, full disk): what was tried, what to do. Exit code 3."""
+
+
+class NotFoundError(StorageError):
+    """The object or file does not exist."""

@@ -1,0 +1,96 @@
+"""``dataset.json``: what a packed dataset holds. Written last; a directory without it is no dataset.
+
+    {"format": "dinoctl.dataset/v1", "hash": "...", "splits": {"train": {"samples": 1297, "bytes": 181580,
+     "mean_bytes": 140.0, "index": "train/index.parquet", "index_sha256": "...",
+     "shards": [{"path": "train/shard-000000.tar", "bytes": 2658304, "crc32c": 123}], "classes": ["0", ...]}}}
+
+``hash`` is the SHA-256 of the rest as canonical JSON: equal hashes mean equal bytes everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dinoctl.data.errors import DataError, NotFoundError
+from dinoctl.data.storage import Storage
+
+FORMAT = "dinoctl.dataset/v1"
+FILE = "dataset.json"
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """A tar file: key in the dataset, bytes, CRC-32C of the whole file."""
+
+    path: str
+    bytes: int
+    crc32c: int
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """A split. ``bytes`` counts image bytes, without tar headers."""
+
+    samples: int
+    bytes: int
+    mean_bytes: float
+    index: str
+    index_sha256: str
+    shards: list[ShardInfo]
+    classes: list[str] | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of ``dataset.json``."""
+
+    splits: dict[str, SplitInfo]
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 (hex) of the content."""
+        return hashlib.sha256(canonical(self._content())).hexdigest()
+
+    def _content(self) -> dict[str, Any]:
+        return {"format": FORMAT, "splits": {name: asdict(split) for name, split in self.splits.items()}}
+
+    def write(self, storage: Storage) -> None:
+        """Make the dataset exist."""
+        storage.write(FILE, json.dumps({**self._content(), "hash": self.hash}, indent=1).encode())
+
+
+def canonical(value: Any) -> bytes:
+    """JSON with one possible spelling: sorted keys, no spaces, ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def read_manifest(storage: Storage) -> Manifest:
+    """Read and verify ``dataset.json``.
+
+    Raises:
+        DataError: there is none, it has another format, or its hash does not fit.
+    """
+    place = f"{storage.uri}/{FILE}"
+    try:
+        content = json.loads(storage.read(FILE))
+        manifest = _parse(content)
+    except NotFoundError as error:
+        raise DataError(f"{storage.uri}: no packed dataset there ({FILE} is missing); pack it first") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{place}: is not a {FORMAT} manifest ({error}); pack the dataset again") from error
+    if manifest.hash != content.get("hash"):
+        raise DataError(f"{place}: was changed after packing (its hash does not fit); pack the dataset again")
+    return manifest
+
+
+def _parse(content: dict[str, Any]) -> Manifest:
+    if content["format"] != FORMAT:
+        raise ValueError(f"format {content['format']!r}")
+    splits = {}
+    for name, split in content["splits"].items():
+        shards = [ShardInfo(**shard) for shard in split["shards"]]
+        splits[name] = SplitInfo(**{**split, "shards": shards})
+    return Manifest(splits)

@@ -1,0 +1,180 @@
+"""Packing one shard: read, check, write a tar, record it in the journal. The unit of parallel and resumed work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
+
+from google_crc32c import extend, value
+
+from dinoctl.data import tar
+from dinoctl.data.decode import decode, dimensions
+from dinoctl.data.errors import DataError, NotFoundError
+from dinoctl.data.index import Row
+from dinoctl.data.manifest import ShardInfo
+from dinoctl.data.sources.base import SourceItem
+from dinoctl.data.sources.folder import SUFFIXES
+from dinoctl.data.storage import Storage, open_storage
+
+JOURNAL = "_pack/"
+"""Where an unfinished packing keeps its records; gone when the dataset is complete."""
+
+
+class BadFile(NamedTuple):
+    """A file that is not in the dataset, and why."""
+
+    path: str
+    reason: str
+
+
+class Task(NamedTuple):
+    """A shard to be made: its split, its number there, its candidates in order."""
+
+    split: str
+    number: int
+    items: list[SourceItem]
+
+    @property
+    def path(self) -> str:
+        """Key of the tar."""
+        return f"{self.split}/shard-{self.number:06d}.tar"
+
+    @property
+    def record(self) -> str:
+        """Key of its record in the journal."""
+        return f"{JOURNAL}{self.split}-{self.number:06d}.json"
+
+
+@dataclass
+class Packed:
+    """A shard that is finished: where it is, its rows of the index, what was left out."""
+
+    shard: ShardInfo
+    rows: list[Row] = field(default_factory=list)
+    bad: list[BadFile] = field(default_factory=list)
+
+
+class Image(NamedTuple):
+    """A checked image."""
+
+    data: bytes
+    suffix: str
+    width: int
+    height: int
+
+
+def check(item: SourceItem, verify: bool) -> Image:
+    """Read an item and see that it is an image; ``verify`` decodes all of it, else the header has to do.
+
+    Raises:
+        DataError: why it is not fit for the dataset.
+        StorageError: the source failed.
+    """
+    if item.suffix and item.suffix not in SUFFIXES:
+        raise DataError(f"unknown suffix .{item.suffix}")
+    data = _bytes(item)
+    if verify:
+        height, width, _ = decode(data).shape
+    else:
+        width, height = dimensions(data)
+    return Image(data, item.suffix or _sniffed(data), width, height)
+
+
+def _bytes(item: SourceItem) -> bytes:
+    try:
+        data = item.read()
+    except NotFoundError as error:
+        raise DataError("cannot be read: it is not there") from error
+    if not data:
+        raise DataError("empty file")
+    return data
+
+
+def _sniffed(data: bytes) -> str:
+    if data.startswith(b"\xff\xd8"):
+        return "jpg"
+    if data.startswith(b"\x89PNG"):
+        return "png"
+    return "webp" if data[8:12] == b"WEBP" else "img"
+
+
+class ShardPacker:
+    """Makes shards below a destination; runs in the packing process or in a child."""
+
+    def __init__(self, destination: str, verify: bool) -> None:
+        self._storage = open_storage(destination)
+        self._verify = verify
+
+    def __call__(self, task: Task) -> Packed:
+        """Make a shard, or take it from the journal when an earlier run has finished it."""
+        return recorded(self._storage, task) or self._make(task)
+
+    def _make(self, task: Task) -> Packed:
+        packed = Packed(ShardInfo(task.path, 0, 0))
+        seen = _Seen()
+        self._storage.write_chunks(task.path, seen.through(self._members(task, packed, seen)))
+        packed.shard = ShardInfo(task.path, seen.bytes, seen.crc)
+        self._storage.write(task.record, json.dumps(asdict(packed)).encode())
+        return packed
+
+    def _members(self, task: Task, packed: Packed, seen: _Seen) -> Iterator[bytes]:
+        for item in task.items:
+            try:
+                image = check(item, self._verify)
+            except DataError as error:
+                packed.bad.append(BadFile(item.path, str(error)))
+                continue
+            members, offset = tar.sample(item.key, image.suffix, image.data, item.label)
+            packed.rows.append(_row(task, item, image, seen.bytes + offset))
+            yield members
+        yield tar.END
+
+
+def _row(task: Task, item: SourceItem, image: Image, offset: int) -> Row:
+    label = -1 if item.label is None else item.label
+    crc = value(image.data)
+    return Row(item.key, task.number, offset, len(image.data), crc, image.width, image.height, label)
+
+
+class _Seen:
+    """Counts and checksums what passes through."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.crc = 0
+
+    def through(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            self.bytes += len(chunk)
+            self.crc = extend(self.crc, chunk)
+            yield chunk
+
+
+def recorded(storage: Storage, task: Task) -> Packed | None:
+    """The result of an earlier run if its record is there and the tar is what the record says."""
+    try:
+        packed = parse_record(storage.read(task.record))
+        size = storage.size(task.path)
+    except (NotFoundError, ValueError, KeyError, TypeError):
+        return None
+    if size != packed.shard.bytes or not _intact(storage, packed.shard):
+        return None
+    return packed
+
+
+def parse_record(data: bytes) -> Packed:
+    """A record of the journal."""
+    content = json.loads(data)
+    rows = [Row(*row) for row in content["rows"]]
+    return Packed(ShardInfo(**content["shard"]), rows, [BadFile(*bad) for bad in content["bad"]])
+
+
+def _intact(storage: Storage, shard: ShardInfo) -> bool:
+    if storage.local_path(shard.path) is None:
+        return True  # an object appears whole or not at all, and its size fits: not worth reading it back
+    crc = 0
+    for start in range(0, shard.bytes, 2**24):
+        crc = extend(crc, storage.read(shard.path, start, min(start + 2**24, shard.bytes)))
+    return crc == shard.crc32c
