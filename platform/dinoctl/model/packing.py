@@ -75,7 +75,7 @@ def draw_kept(
     rows, kept, scales, start = [], [], [], 0
     for crops, tokens in layout:
         count = kept_count(crops, rate)
-        order = torch.rand(branches, crops, generator=generator).argsort(dim=1, stable=True)
+        order = torch.rand(branches, crops, generator=generator, device="cpu").argsort(dim=1, stable=True)
         chosen = order[:, :count].sort(dim=1).values.to(device, non_blocking=True)
         offsets = torch.arange(tokens, device=device)
         rows.append((start + chosen.unsqueeze(-1) * tokens + offsets).flatten(1))
