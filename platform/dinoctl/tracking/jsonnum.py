@@ -1,0 +1,24 @@
+"""Floats in strict JSON: nan and the infinities, which JSON has no word for, travel as the strings "nan", "inf",
+"-inf".
+"""
+
+import math
+from typing import TypeAlias
+
+JsonNumber: TypeAlias = float | str
+
+
+def to_json(value: float) -> JsonNumber:
+    """A float that `json.dumps(..., allow_nan=False)` accepts. Integers and numpy or torch scalars become floats.
+
+    Raises TypeError or ValueError where `float(value)` does.
+    """
+    number = float(value)
+    return number if math.isfinite(number) else str(number)
+
+
+def from_json(value: object) -> float:
+    """Inverse of `to_json`. Raises ValueError for anything that is neither a number nor one of its strings."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"{value!r} is not a number")
+    return float(value)
