@@ -1,0 +1,231 @@
+"""Student, teacher, heads and losses as one root module: a training step is one call of it.
+
+One module and one call, because engines that shard parameters gather them by module in the order of the first step: the
+teacher, then the student, always the same modules in the same order. Which modules run depends on the settings alone,
+never on the data, since a rank that leaves one out would wait for the others forever.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from dinoctl.model import Features, ProjectionHead, VisionTransformer, ViTConfig
+from dinoctl.objective import (
+    SinkhornKnopp,
+    SoftmaxCenter,
+    dino_global_loss,
+    dino_local_loss,
+    feature_std,
+    ibot_loss,
+    koleo_loss,
+    prototype_usage,
+    target_entropy,
+)
+from dinoctl.spec.recipe import Head, Heads, Losses
+
+
+class Network(nn.Module):
+    """A backbone with the head of its class token and that of its patch tokens; None: the first head serves both."""
+
+    def __init__(
+        self, backbone: VisionTransformer, dino_head: ProjectionHead, ibot_head: ProjectionHead | None = None
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.dino_head = dino_head
+        self.ibot_head = ibot_head
+
+    def project(self, classes: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Class tokens (R, D) and patch tokens (M, D) to logits (R, K) and (M, K'): one call of each head."""
+        if self.ibot_head is not None:
+            return self.dino_head(classes), self.ibot_head(patches)
+        both: Tensor = self.dino_head(torch.cat([classes, patches]))
+        ours, theirs = torch.split(both, [len(classes), len(patches)])
+        return ours, theirs
+
+    def prototypes(self) -> tuple[int, int]:
+        """Number of prototypes for class tokens and for patch tokens."""
+        return _prototypes(self.dino_head), _prototypes(self.ibot_head or self.dino_head)
+
+
+class Learner(nn.Module):
+    """A student that learns from a teacher. The two are compared on prototypes, so both need equally many.
+
+    Pretraining: `ema` is None, and the teacher is the moving average of the student. Distillation: the teacher is
+    frozen and may be larger, and `ema` is the average of the student, to be exported; it takes no part in `forward`.
+    The moving average itself is the engine's work, from `student` to `averaged`, after the optimizer's step.
+
+    With `mask_student` False the student sees whole images, masks only choose the patch tokens under the iBOT loss, and
+    its mask token, then without a gradient, is frozen. Raises ValueError where student and teacher do not fit.
+    """
+
+    def __init__(
+        self, student: Network, teacher: Network, ema: Network | None, losses: Losses, *, mask_student: bool = True
+    ) -> None:
+        super().__init__()
+        _check_pair(student, teacher)
+        self.student = student
+        self.teacher = teacher
+        self.ema = ema
+        self.losses = losses
+        self.mask_student = mask_student
+        dino, ibot = student.prototypes()
+        self.dino_targets = _targets(losses, dino)
+        self.ibot_targets = _targets(losses, ibot)
+        for network in filter(None, (teacher, ema)):
+            network.requires_grad_(False)
+        student.backbone.mask_token.requires_grad_(mask_student)
+        self.train()
+
+    @property
+    def averaged(self) -> Network:
+        """The network that follows the student: the teacher, or `ema` where the teacher is frozen."""
+        return self.teacher if self.ema is None else self.ema
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for all but teacher and `ema`, which always are in evaluation mode."""
+        super().train(mode)
+        for network in filter(None, (self.teacher, self.ema)):
+            network.eval()
+        return self
+
+    def forward(
+        self,
+        global_crops: Tensor,
+        local_crops: Tensor | None,
+        masks: Tensor,
+        mask_indices: Tensor,
+        mask_weights: Tensor,
+        teacher_temperature: float,
+        seed: int,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of this rank's B images (0-dim fp32), and metrics.
+
+        Crops are crop-major floats: `global_crops` (2 B, 3, H, W), `local_crops` (L B, 3, h, w) or None. `masks`
+        (2 B, N) bool; `mask_indices` (M,) int64, its true entries in the flattened 2 B * N; `mask_weights` (M,) fp32,
+        one over the number of masked tokens of a token's crop. M differs between ranks and may be 0. `seed` decides
+        stochastic depth.
+
+        Metrics are 0-dim, detached, of this rank: `loss`; `dino_global`, `dino_local`, `ibot`, `koleo`, its weighted
+        parts; `target_entropy` (nats, of the class targets), `prototype_usage` (nats, of the teacher before balancing),
+        `feature_std` (1 spread, 0 collapsed, of the student's class tokens). The mean over ranks of the first five is
+        that of the whole batch.
+
+        Raises ValueError for masks that do not fit the crops, or fewer than 2 images with KoLeo.
+        """
+        dtype = self.student.backbone.cls_token.dtype
+        crops = [group.to(dtype) for group in (global_crops, local_crops) if group is not None]
+        targets, metrics = self._teach(crops[0], masks, mask_indices, teacher_temperature)
+        logits, classes = self._study(crops, masks, mask_indices, seed)
+        parts = self._parts(logits, targets, classes, mask_weights)
+        loss = torch.stack(list(parts.values())).sum()
+        metrics |= {"loss": loss, **parts, "feature_std": feature_std(classes)}
+        return loss, {name: value.detach() for name, value in metrics.items()}
+
+    @torch.no_grad()
+    def _teach(
+        self, crops: Tensor, masks: Tensor, indices: Tensor, temperature: float
+    ) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
+        """Targets of the class tokens (2 B, K) and of the masked patch tokens (M, K'), fp32, and their indicators."""
+        features = cast(Features, self.teacher.backbone(crops, is_training=True))
+        patches = features["x_norm_patchtokens"]
+        if masks.shape != patches.shape[:2]:
+            raise ValueError(f"masks {tuple(masks.shape)} do not fit the crops' patches {tuple(patches.shape[:2])}")
+        classes, tokens = self.teacher.project(features["x_norm_clstoken"], _select(patches, indices))
+        targets = self.dino_targets(classes, temperature), self.ibot_targets(tokens, temperature)
+        return targets, {
+            "target_entropy": target_entropy(targets[0]),
+            "prototype_usage": prototype_usage(classes, temperature),
+        }
+
+    def _study(
+        self, crops: list[Tensor], masks: Tensor, indices: Tensor, seed: int
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        """Logits of global (2 B, K), local (L B, K) and masked patch tokens (M, K'); global class tokens (2 B, D)."""
+        drawn = [masks if self.mask_student else None, None][: len(crops)]
+        features = cast(list[Features], self.student.backbone(crops, masks=drawn, is_training=True, seed=seed))
+        classes = torch.cat([group["x_norm_clstoken"] for group in features])
+        tokens = _select(features[0]["x_norm_patchtokens"], indices)
+        logits, patch_logits = self.student.project(classes, tokens)
+        of_global, of_local = torch.split(logits, [len(crops[0]), len(logits) - len(crops[0])])
+        return (of_global, of_local, patch_logits), features[0]["x_norm_clstoken"]
+
+    def _parts(
+        self, logits: tuple[Tensor, Tensor, Tensor], targets: tuple[Tensor, Tensor], classes: Tensor, weights: Tensor
+    ) -> dict[str, Tensor]:
+        """The weighted parts of the loss; their sum is the loss."""
+        losses, (of_global, of_local, patches) = self.losses, logits
+        temperature, crops = losses.student_temperature, len(of_global)
+        local_crops = len(of_local) // (crops // 2)
+        return {
+            "dino_global": losses.dino
+            * dino_global_loss(of_global, targets[0], temperature=temperature, local_crops=local_crops),
+            "dino_local": losses.dino * dino_local_loss(of_local, targets[0], temperature=temperature),
+            "ibot": losses.ibot * ibot_loss(patches, targets[1], weights, temperature=temperature, crops=crops),
+            "koleo": self._koleo(classes),
+        }
+
+    def _koleo(self, classes: Tensor) -> Tensor:
+        """Both global crops, each among themselves, or the first alone; not computed where its weight is 0."""
+        if self.losses.koleo == 0:
+            return classes.new_zeros((), dtype=torch.float32)
+        views = classes.chunk(2)[: 1 if self.losses.koleo_crops == "first" else 2]
+        return self.losses.koleo * torch.stack([koleo_loss(view) for view in views]).sum()
+
+
+def build_network(config: ViTConfig, heads: Heads, *, generator: torch.Generator | None = None) -> Network:
+    """A network with initial weights, drawn in the order backbone, DINO head, iBOT head."""
+    backbone = VisionTransformer(config, generator=generator)
+    dino_head = _head(config.embed_dim, heads.dino, generator)
+    ibot_head = None if heads.ibot is None else _head(config.embed_dim, heads.ibot, generator)
+    return Network(backbone, dino_head, ibot_head)
+
+
+def pretraining_learner(student: Network, losses: Losses) -> Learner:
+    """The teacher starts as a copy of the student (before an engine shards it: placeholders have nothing to copy)."""
+    return Learner(student, copy.deepcopy(student), None, losses)
+
+
+def distillation_learner(student: Network, teacher: Network, losses: Losses) -> Learner:
+    """The exported average starts as a copy of the student; student and teacher see the same whole images."""
+    return Learner(student, teacher, copy.deepcopy(student), losses, mask_student=False)
+
+
+def _head(in_dim: int, head: Head, generator: torch.Generator | None) -> ProjectionHead:
+    return ProjectionHead(in_dim, head.prototypes, head.hidden, head.bottleneck, head.layers, generator=generator)
+
+
+def _prototypes(head: ProjectionHead) -> int:
+    weight = head.last_layer.weight_v
+    # DeepSpeed leaves an empty placeholder with the true shape beside it.
+    return int(getattr(weight, "ds_shape", weight.shape)[0])
+
+
+def _select(patches: Tensor, indices: Tensor) -> Tensor:
+    """Rows (M, D) of patches (R, N, D) by flat index. Flattening first would copy all of them: they are a slice."""
+    return patches[indices // patches.shape[1], indices % patches.shape[1]]
+
+
+def _targets(losses: Losses, prototypes: int) -> SinkhornKnopp | SoftmaxCenter:
+    if losses.centering == "sinkhorn_knopp":
+        return SinkhornKnopp(losses.sinkhorn_iterations)
+    return SoftmaxCenter(prototypes, losses.center_momentum)
+
+
+def _check_pair(student: Network, teacher: Network) -> None:
+    ours, theirs = student.prototypes(), teacher.prototypes()
+    if ours != theirs:
+        raise ValueError(
+            f"the student has {ours[0]} DINO and {ours[1]} iBOT prototypes, the teacher {theirs[0]} and {theirs[1]}: "
+            "give the student's heads the teacher's numbers"
+        )
+    patch, their_patch = student.backbone.config.patch_size, teacher.backbone.config.patch_size
+    if patch != their_patch:
+        raise ValueError(
+            f"the student's patches have {patch} pixels, the teacher's {their_patch}: their patch grids differ, "
+            f"so give the student patch size {their_patch}"
+        )
