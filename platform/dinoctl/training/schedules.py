@@ -25,8 +25,6 @@ class StepValues:
 
 def linear(step: int, start: float, end: float, steps: int) -> float:
     """Entry `step` of `steps` evenly spaced values, both ends among them (numpy.linspace)."""
-    if steps > 1 and step == steps - 1:
-        return end
     return start + step * ((end - start) / max(1, steps - 1))
 
 

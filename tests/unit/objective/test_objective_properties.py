@@ -139,6 +139,15 @@ def test_koleo_of_equal_images_is_finite(dtype: torch.dtype) -> None:
     assert features.grad.isfinite().all()
 
 
+def test_koleo_neighbours_are_found_in_fp32_under_autocast() -> None:
+    # Seen from the first row the third is nearer than the second, by less than bf16 can tell.
+    degrees = torch.tensor([0.0, 1.0, -0.9, 90.0]).deg2rad()
+    features = torch.stack([degrees.cos(), degrees.sin()], 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = koleo_loss(features)
+    assert torch.equal(under, koleo_loss(features))
+
+
 def test_koleo_needs_two_images() -> None:
     with pytest.raises(ValueError, match=r"at least 2, got 1: raise globalBatch"):
         koleo_loss(normal(1, 8))
