@@ -13,7 +13,7 @@ from PIL import Image, ImageFile
 from dinoctl.data.errors import DataError
 
 Pixels = NDArray[np.uint8]
-"""(height, width, 3), RGB, 0 to 255."""
+"""(height, width, 3) RGB, 0 to 255; in augmentation also (height, width, 1), grey."""
 
 Image.MAX_IMAGE_PIXELS = 10**9  # training sets hold panoramas; beyond this Pillow suspects a decompression bomb
 ImageFile.LOAD_TRUNCATED_IMAGES = False  # half an image must be an error, not grey pixels
@@ -28,16 +28,17 @@ def decode(data: bytes) -> Pixels:
     Raises:
         DataError: these bytes are not an image, or only a part of one.
     """
-    return np.asarray(open_rgb(data))
+    image = open_image(data)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def open_rgb(data: bytes) -> Image.Image:
-    """The same as a Pillow image."""
+def open_image(data: bytes) -> Image.Image:
+    """The same as a Pillow image; of mode L when the file is grey, which saves two thirds of all later work."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # broken EXIF and oversize pictures are no news in a training set
             with Image.open(io.BytesIO(data)) as image:
-                return _to_rgb(image)
+                return _plain(image)
     except Exception as error:  # Pillow's parsers raise almost anything on broken bytes
         raise DataError(f"not a readable image: {_reason(error)}") from error
 
@@ -55,14 +56,15 @@ def dimensions(data: bytes) -> tuple[int, int]:
         raise DataError(f"not a readable image: {_reason(error)}") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
+def _plain(image: Image.Image) -> Image.Image:
+    """A loaded image of mode RGB or L."""
+    if image.mode in ("RGB", "L"):
         image.load()
         return image
     if image.mode.startswith("I"):  # 16-bit PNG and TIFF; 32-bit "I" holds 16-bit values too
         wide = np.asarray(image).astype(np.int64)
-        return Image.fromarray((np.clip(wide, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
+        return Image.fromarray((np.clip(wide, 0, 65535) >> 8).astype(np.uint8))
+    return image.convert("L" if image.mode in ("1", "LA") else "RGB")
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,170 @@
+"""Makes the batch of a step for one rank, into given memory. Runs in the training process or in a child.
+
+Everything follows from (seed, step, lane): which samples, their crops, the masks. A sample that cannot be read or
+decoded is replaced by the next one of its lane (the lane's sample at step + 1, then step + 2, ...), so a replacement
+too is the same at any number of workers and after any restart. No torch here: children start without it.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dinoctl.data.augment import MultiCrop
+from dinoctl.data.dataset import Dataset
+from dinoctl.data.decode import open_image
+from dinoctl.data.errors import DataError
+from dinoctl.data.mask import masks
+from dinoctl.data.order import Order, lanes_of
+from dinoctl.spec.recipe import Crops, Masks
+
+_REPLACEMENTS = 16
+
+
+class BadSample(NamedTuple):
+    """A sample that could not be used: its id in the batch's numbering, and why."""
+
+    sample_id: int
+    reason: str
+
+
+class Arrays(NamedTuple):
+    """A batch of one rank, B lanes, as views of one block of memory. Crops are crop-major."""
+
+    sample_ids: NDArray[np.int64]
+    """(B,)"""
+    global_crops: NDArray[np.uint8]
+    """(2 B, 3, H, W)"""
+    local_crops: NDArray[np.uint8]
+    """(L B, 3, h, w)"""
+    masks: NDArray[np.bool_]
+    """(2 B, patches)"""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Shapes of `Arrays`, and their places in memory."""
+
+    lanes: int
+    global_size: int
+    local_count: int
+    local_size: int
+    patches: int
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of a batch, a multiple of 64 so that the next one is aligned."""
+        return -(-sum(int(np.prod(shape)) * kind.itemsize for shape, kind in self._parts()) // 64) * 64
+
+    def views(self, memory: memoryview) -> Arrays:
+        """The arrays of a batch that lies in ``memory``."""
+        parts, start = [], 0
+        for shape, kind in self._parts():
+            size = int(np.prod(shape))
+            parts.append(np.frombuffer(memory, kind, size, start).reshape(shape))
+            start += size * kind.itemsize
+        return Arrays(*parts)
+
+    def _parts(self) -> list[tuple[tuple[int, ...], np.dtype[np.generic]]]:
+        lanes, whole, part = self.lanes, self.global_size, self.local_size
+        byte = np.dtype(np.uint8)
+        return [
+            ((lanes,), np.dtype(np.int64)),
+            ((2 * lanes, 3, whole, whole), byte),
+            ((self.local_count * lanes, 3, part, part), byte),
+            ((2 * lanes, self.patches), np.dtype(np.bool_)),
+        ]
+
+
+class Assembler:
+    """Fills batches of rank ``rank`` of ``world``. Picklable.
+
+    Raises:
+        DataError: the settings do not fit together.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        order: Order,
+        crops: Crops,
+        mask_spec: Masks,
+        *,
+        seed: int,
+        rank: int,
+        world: int,
+        patch_size: int,
+    ) -> None:
+        size = crops.global_crops.size
+        if size % patch_size:
+            raise DataError(f"crops.global.size {size} is not a multiple of the patch size {patch_size}")
+        self.datasets, self.order, self.seed = list(datasets), order, seed
+        self.lanes = lanes_of(order.global_batch, rank, world)
+        self.grid = (size // patch_size, size // patch_size)
+        local = crops.local_crops
+        self.layout = Layout(len(self.lanes), size, local.count, local.size or 0, self.grid[0] * self.grid[1])
+        self._crop = MultiCrop(crops)
+        self._masks = mask_spec
+        self._offsets = np.cumsum([0, *(len(dataset) for dataset in datasets)])
+
+    def fill(self, step: int, arrays: Arrays) -> list[BadSample]:
+        """Write the batch of a step.
+
+        Returns:
+            The samples that had to be replaced.
+
+        Raises:
+            DataError: a lane found 16 bad samples in a row.
+            StorageError: the storage failed.
+        """
+        rows = np.concatenate([self.lanes, self.lanes + self.order.global_batch])
+        arrays.masks[:] = masks(
+            2 * self.order.global_batch, self.grid, self._masks, seed=self.seed, step=step, rows=rows
+        )
+        bad: list[BadSample] = []
+        picks = self.order.picks(step, self.lanes)
+        for lane, (source, sample, epoch) in enumerate(zip(*(column.tolist() for column in picks), strict=True)):
+            image, source, sample, epoch = self._readable(step, lane, source, sample, epoch, bad)
+            identity = self._identity(source, sample)
+            arrays.sample_ids[lane] = identity
+            self._crop.into(image, self._outputs(arrays, lane), seed=self.seed, epoch=epoch, sample_id=identity)
+        return bad
+
+    def _readable(
+        self, step: int, lane: int, source: int, sample: int, epoch: int, bad: list[BadSample]
+    ) -> tuple[Image.Image, int, int, int]:
+        """The first image of the lane from ``step`` on that can be read, and which it is."""
+        for later in range(1, _REPLACEMENTS + 1):
+            try:
+                return open_image(self.datasets[source].read(sample)), source, sample, epoch
+            except DataError as error:
+                bad.append(BadSample(self._identity(source, sample), str(error)))
+            picks = self.order.picks(step + later, self.lanes[lane : lane + 1])
+            source, sample, epoch = (int(column[0]) for column in picks)
+        raise DataError(f"{_REPLACEMENTS} samples in a row are unreadable, the last one: {bad[-1].reason}")
+
+    def _identity(self, source: int, sample: int) -> int:
+        """One number for a sample of a mixture: sources lie one behind the other."""
+        return int(self._offsets[source]) + sample
+
+    def _outputs(self, arrays: Arrays, lane: int) -> list[NDArray[np.uint8]]:
+        count = self.layout.lanes
+        return [
+            arrays.global_crops[lane],
+            arrays.global_crops[count + lane],
+            *(arrays.local_crops[crop * count + lane] for crop in range(self.layout.local_count)),
+        ]
+
+
+def serve_batches(assembler: Assembler, descriptor: int, slots: int) -> Callable[[tuple[int, int]], list[BadSample]]:
+    """The loader's child: fills the slot it is told with the batch of the step it is told."""
+    size = assembler.layout.bytes
+    memory = memoryview(mmap.mmap(descriptor, max(1, size * slots)))
+    views = [assembler.layout.views(memory[slot * size : (slot + 1) * size]) for slot in range(slots)]
+    return lambda request: assembler.fill(request[0], views[request[1]])

@@ -1,0 +1,206 @@
+"""The training loader: an endless iterator of batches from a given step on.
+
+With ``workers=0`` batches are made when they are asked for. Else worker w of n makes steps start + w, start + w + n,
+..., each in a child process that writes into memory shared with the trainer, a bounded number of batches ahead. What
+a batch holds depends on neither.
+
+Processes, not threads: on small images nearly all time is Python's own, and on large ones half of it is.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from dinoctl.data.assemble import Arrays, Assembler, BadSample, serve_batches
+from dinoctl.data.batch import Batch, to_batch
+from dinoctl.data.children import Child
+from dinoctl.data.dataset import Dataset
+from dinoctl.data.errors import DataError
+from dinoctl.data.order import Order
+from dinoctl.spec.recipe import Crops, Masks
+
+Made = tuple[Arrays, list[BadSample]]
+
+
+@dataclass(frozen=True)
+class LoaderStats:
+    """What a loader has done so far."""
+
+    images: int
+    """Samples handed out."""
+    wait_seconds: float
+    """Time the trainer spent in ``next``."""
+    quarantined: tuple[int, ...]
+    """Ids of samples that could not be used, in the order of discovery."""
+
+
+class TrainLoader:
+    """Iterator of `Batch` for one rank; close it, or use it in a ``with`` statement.
+
+    ``prefetch`` is the number of batches made ahead over all workers. ``max_bad_rate`` is the share of the samples that
+    may be unusable before the job stops.
+
+    Raises:
+        DataError: settings that do not fit together; from ``next``: too many unusable samples.
+        StorageError: from ``next``: the storage failed.
+        ChildDied: from ``next``: a worker was killed.
+    """
+
+    def __init__(
+        self,
+        datasets: Dataset | Sequence[Dataset],
+        order: Order,
+        crops: Crops,
+        masks: Masks,
+        *,
+        seed: int,
+        patch_size: int,
+        rank: int = 0,
+        world: int = 1,
+        start_step: int = 0,
+        workers: int = 0,
+        prefetch: int = 4,
+        max_bad_rate: float = 1e-4,
+    ) -> None:
+        parts = [datasets] if isinstance(datasets, Dataset) else list(datasets)
+        order.check([len(part) for part in parts])
+        assembler = Assembler(parts, order, crops, masks, seed=seed, rank=rank, world=world, patch_size=patch_size)
+        self._step = start_step
+        self._lanes = assembler.layout.lanes
+        self._samples = sum(len(part) for part in parts)
+        self._max_bad_rate = max_bad_rate
+        self._bad: dict[int, str] = {}
+        self._images, self._waited = 0, 0.0
+        self._maker: _Maker = _Workers(assembler, start_step, workers, prefetch) if workers else _Here(assembler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        began = time.perf_counter()
+        arrays, bad = self._maker.make(self._step)
+        self._quarantine(bad)
+        batch = to_batch(self._step, arrays)
+        self._step += 1
+        self._images += self._lanes
+        self._waited += time.perf_counter() - began
+        return batch
+
+    def stats(self) -> LoaderStats:
+        """Counts since the start."""
+        return LoaderStats(self._images, self._waited, tuple(self._bad))
+
+    def close(self) -> None:
+        """End the workers; a second call does nothing."""
+        self._maker.close()
+
+    def __enter__(self) -> TrainLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_maker"):
+            self._maker.close()
+
+    def _quarantine(self, bad: list[BadSample]) -> None:
+        for sample in bad:
+            self._bad.setdefault(sample.sample_id, sample.reason)
+        if len(self._bad) > self._max_bad_rate * self._samples:
+            last = next(reversed(self._bad.values()))
+            raise DataError(
+                f"{len(self._bad)} of {self._samples} samples are unusable, above maxBadRate {self._max_bad_rate:g}; "
+                f"the last one: {last}; pack the dataset again or raise data.maxBadRate"
+            )
+
+
+class _Maker(Protocol):
+    def make(self, step: int) -> Made: ...
+
+    def close(self) -> None: ...
+
+
+class _Here:
+    """Makes batches in this process."""
+
+    def __init__(self, assembler: Assembler) -> None:
+        self._assembler = assembler
+
+    def make(self, step: int) -> Made:
+        arrays = self._assembler.layout.views(memoryview(bytearray(self._assembler.layout.bytes)))
+        return arrays, self._assembler.fill(step, arrays)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class _Workers:
+    """Child processes, each with a ring of batches in shared memory. Batches must be asked for in order."""
+
+    def __init__(self, assembler: Assembler, start: int, workers: int, prefetch: int) -> None:
+        self._layout = assembler.layout
+        slots = max(1, -(-prefetch // workers))
+        self._rings: deque[_Ring] = deque(_Ring(assembler, slots) for _ in range(workers))
+        self._next = start
+        for _ in range(slots):
+            for ring in self._rings:
+                self._request(ring)
+
+    def make(self, step: int) -> Made:
+        """The batch of the next step; its place in the ring is used again at once."""
+        if not self._rings:
+            raise RuntimeError("the loader is closed")
+        ring = self._rings[0]
+        memory, bad = ring.receive(step)
+        self._rings.rotate(-1)
+        self._request(ring)
+        return self._layout.views(memory), bad
+
+    def close(self) -> None:
+        while self._rings:
+            self._rings.popleft().close()
+
+    def _request(self, ring: _Ring) -> None:
+        ring.request(self._next)
+        self._next += 1
+
+
+class _Ring:
+    """One child and the memory it writes to."""
+
+    def __init__(self, assembler: Assembler, slots: int) -> None:
+        self._size, self._slots = assembler.layout.bytes, slots
+        # Anonymous memory: not bounded by a container's small /dev/shm, and gone with the last process that holds it.
+        descriptor = os.memfd_create("dinoctl-batches")
+        try:
+            os.ftruncate(descriptor, max(1, self._size * slots))
+            self._memory = memoryview(mmap.mmap(descriptor, max(1, self._size * slots)))
+            self._child = Child(serve_batches, assembler, descriptor, slots, descriptors=(descriptor,))
+        finally:
+            os.close(descriptor)
+        self._asked: deque[tuple[int, int]] = deque()
+        self._count = 0
+
+    def request(self, step: int) -> None:
+        """Have a batch made, in the slot that was read longest ago."""
+        self._asked.append((step, self._count % self._slots))
+        self._count += 1
+        self._child.send(self._asked[-1])
+
+    def receive(self, step: int) -> tuple[memoryview, list[BadSample]]:
+        """A copy of the oldest batch that was requested, which must be that of ``step``."""
+        bad: list[BadSample] = self._child.receive()
+        asked, slot = self._asked.popleft()
+        if asked != step:
+            raise RuntimeError(f"batches must be taken in order: step {step} was asked for, {asked} is next")
+        return memoryview(bytearray(self._memory[slot * self._size : (slot + 1) * self._size])), bad
+
+    def close(self) -> None:
+        self._child.close()
