@@ -11,9 +11,7 @@ class Engine(Section):
     """What shards and steps the model."""
 
     name: Literal["deepspeed", "ddp"] = choice("deepspeed", "deepspeed shards with ZeRO; ddp keeps a copy a worker.")
-    zero_stage: Literal[1, 2, 3] = choice(
-        3, "What ZeRO shards: 1 optimizer, 2 + gradients, 3 + parameters. deepspeed only."
-    )
+    zero_stage: Literal[3] = choice(3, "What ZeRO shards: 3 is optimizer, gradients and parameters. deepspeed only.")
 
 
 class Compute(Section):

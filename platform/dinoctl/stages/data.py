@@ -1,0 +1,43 @@
+"""Opening what a stage reads."""
+
+from dataclasses import dataclass
+
+from dinoctl.data.dataset import Dataset
+from dinoctl.data.order import MixtureOrder, Order, SampleOrder
+from dinoctl.spec.errors import UserError
+from dinoctl.spec.sources import DataSource, JobRef
+from dinoctl.stages.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Data:
+    """The opened parts of the training data, and the order over them."""
+
+    parts: list[Dataset]
+    order: Order
+    hash: str
+
+
+def open_data(recipe: Recipe, seed: int) -> Data:
+    """Opens every part; raises UserError with the path for what is missing or empty."""
+    parts = recipe.data.parts()
+    opened = [Dataset.open(dataset_uri(part.source), part.split) for part in parts]
+    for part, dataset in zip(parts, opened, strict=True):
+        if len(dataset) == 0:
+            raise UserError(f"{part.source} (split {part.split}) has no images")
+    if len(opened) == 1:
+        return Data(
+            opened, SampleOrder(len(opened[0]), recipe.global_batch, seed, recipe.data.run_length), opened[0].hash
+        )
+    sources = [(len(dataset), part.weight) for dataset, part in zip(opened, parts, strict=True)]
+    order = MixtureOrder(
+        sources, recipe.global_batch, seed, run_length=recipe.data.run_length, homogeneous=recipe.data.homogeneous
+    )
+    return Data(opened, order, "+".join(dataset.hash for dataset in opened))
+
+
+def dataset_uri(source: DataSource) -> str:
+    """The URI of a pinned source; raises UserError for one that is still a reference."""
+    if isinstance(source, JobRef):
+        raise UserError(f"job {source.job!r} is not pinned to its output; run it through its lifecycle")
+    return source

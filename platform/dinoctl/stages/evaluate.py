@@ -1,0 +1,51 @@
+"""Evaluation of a finished model with frozen features; the metrics go to the job's storage and its run."""
+
+import time
+
+from dinoctl.spec.stages import Evaluate, KnnProtocol
+from dinoctl.stages.attempt import Attempt
+from dinoctl.stages.data import dataset_uri
+from dinoctl.stages.measure import KnnData, Normalisation, knn_metrics, untrained
+from dinoctl.stages.models import OpenedModel, open_model
+from dinoctl.stages.output import Output, write_output
+from dinoctl.tracking.spool import Spool
+from dinoctl.training.context import Context, Progress
+from dinoctl.training.loop import LoopResult
+
+
+def run(attempt: Attempt, context: Context) -> LoopResult:
+    """Measures every protocol named."""
+    stage = attempt.spec.stage
+    assert isinstance(stage, Evaluate)  # noqa: S101 - the table of stages pairs them
+    model = open_model(stage.model, attempt.tracking_uri)
+    metrics: dict[str, float] = {}
+    if stage.protocols.knn is not None:
+        context.report(Progress(0, 1, 0.0, None, 0, phase="knn"))
+        metrics |= _knn(context, model, stage.protocols.knn, stage.random_baseline, attempt.spec.seed)
+    if context.rank == 0:
+        step = int(model.exported.metadata.get("step", 0))
+        spool = Spool(attempt.spool, attempt=attempt.number)
+        spool.append(step, metrics, time.time())
+        spool.close()
+        summary: dict[str, float | str] = {**metrics, "model": model.origin}
+        output = Output("evaluate", attempt.spec_hash, attempt.number, step, "", summary)
+        write_output(attempt.storage, output, None)
+    context.barrier()
+    return LoopResult(1, stopped=False, images_per_s=0.0)
+
+
+def _knn(context: Context, model: OpenedModel, protocol: KnnProtocol, baseline: bool, seed: int) -> dict[str, float]:
+    about = model.exported.metadata
+    norm = Normalisation(
+        tuple(about.get("mean", (0.485, 0.456, 0.406))), tuple(about.get("std", (0.229, 0.224, 0.225)))
+    )
+    if protocol.image_size is None:
+        size = int(about.get("image_size", 224))
+        protocol = protocol.model_copy(
+            update={"image_size": size, "resize": protocol.resize or round(size * 256 / 224)}
+        )
+    data = KnnData(dataset_uri(protocol.dataset), protocol.train_split, protocol.test_split)
+    metrics = knn_metrics(context, model.exported.backbone, protocol, data, norm, "")
+    if baseline:
+        metrics |= knn_metrics(context, untrained(model.exported.config, seed), protocol, data, norm, "random_")
+    return metrics

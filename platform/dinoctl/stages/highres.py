@@ -1,0 +1,22 @@
+"""High-resolution adaptation: student, teacher and heads of a parent go on at a larger size (paper App. B.2)."""
+
+from dinoctl.spec.stages import HighRes
+from dinoctl.stages.attempt import Attempt
+from dinoctl.stages.models import open_model
+from dinoctl.stages.recipe import Recipe
+from dinoctl.stages.train import train
+from dinoctl.training.context import Context
+from dinoctl.training.learner import Learner
+from dinoctl.training.loop import LoopResult
+
+
+def run(attempt: Attempt, context: Context) -> LoopResult:
+    """Enlarges the positions of both networks and trains with the compressed schedules."""
+    stage = attempt.spec.stage
+    assert isinstance(stage, HighRes)  # noqa: S101 - the table of stages pairs them
+    parent = open_model(stage.parent, attempt.tracking_uri)
+    drop_path = stage.model.drop_path if stage.model else None
+    student = parent.network(stage.size, drop_path=drop_path or 0.0, student=True)
+    teacher = parent.network(stage.size)
+    recipe = Recipe.of(stage)
+    return train(attempt, context, recipe, Learner(student, teacher, None, recipe.losses), stage.size)

@@ -1,0 +1,88 @@
+"""How an attempt ended, in the words of the lifecycle, and whose fault it was."""
+
+import json
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dinoctl.spec.errors import EnvironmentProblem, UserError
+from dinoctl.stages.attempt import Attempt
+from dinoctl.training.ledger import FencedError
+
+_OUTCOME, _RESULT = "outcome.json", "result.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``phase``: succeeded, stopped or failed. ``cause`` of a failure: Spec, Application, Infrastructure or Stopped;
+    ``environment`` marks a failure that a retry alone will hardly mend (full disk, no credentials).
+    """
+
+    attempt: int
+    phase: str
+    cause: str = ""
+    message: str = ""
+    step: int = 0
+    environment: bool = False
+
+    def write(self, scratch: Path) -> None:
+        """``outcome.json``; a reader sees all of it or nothing."""
+        self._write(scratch / _OUTCOME)
+
+    def write_result(self, scratch: Path) -> None:
+        """Rank 0's word to the driver."""
+        self._write(scratch / _RESULT)
+
+    def _write(self, path: Path) -> None:
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        partial.replace(path)
+
+    @staticmethod
+    def read(scratch: Path) -> "Outcome | None":
+        """None when the attempt left none: it runs, or was killed."""
+        return _read(scratch / _OUTCOME)
+
+    @staticmethod
+    def read_result(scratch: Path) -> "Outcome | None":
+        """See ``write_result``."""
+        return _read(scratch / _RESULT)
+
+
+def _read(path: Path) -> Outcome | None:
+    try:
+        return Outcome(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+
+
+def classify(attempt: int, error: BaseException) -> Outcome:
+    """Whose fault an exception is: the user's, the surroundings', a newer attempt's, or a bug's."""
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, FencedError):
+        return Outcome(attempt, "failed", "Stopped", text)
+    if isinstance(error, UserError):
+        return Outcome(attempt, "failed", "Spec", text)
+    if isinstance(error, EnvironmentProblem):
+        return Outcome(attempt, "failed", "Infrastructure", text, environment=True)
+    if isinstance(error, (OSError, TimeoutError, MemoryError)) or type(error).__module__.startswith("ray."):
+        return Outcome(attempt, "failed", "Infrastructure", f"{type(error).__name__}: {text.splitlines()[0]}")
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return Outcome(attempt, "failed", "Application", f"{type(error).__name__}: {text.splitlines()[0]}{where}")
+
+
+def write_rank_error(attempt: Attempt, rank: int, error: BaseException) -> None:
+    """Leaves a rank's error for the driver, because Ray's wrapping hides its class."""
+    outcome = classify(attempt.number, error)
+    outcome._write(attempt.scratch / f"error-rank-{rank:05d}.json")
+
+
+_GRAVITY = ("Stopped", "Spec", "Application", "Infrastructure")
+
+
+def read_rank_errors(attempt: Attempt) -> Outcome | None:
+    """The telling error of all ranks: one rank's mistake makes the others fail with broken connections."""
+    found = [_read(path) for path in sorted(attempt.scratch.glob("error-rank-*.json"))]
+    errors = [outcome for outcome in found if outcome is not None]
+    return min(errors, key=lambda o: (not o.environment, _GRAVITY.index(o.cause)), default=None)

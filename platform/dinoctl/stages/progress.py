@@ -1,0 +1,36 @@
+"""Progress as a small file beside the attempt: the executor shows it, and nothing waits for anybody."""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dinoctl.stages.attempt import Attempt
+from dinoctl.training.context import Progress
+
+_FILE = "progress.json"
+
+
+class ProgressFile:
+    """Replaces ``progress.json`` atomically."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._path, self._attempt = attempt.scratch / _FILE, attempt.number
+
+    def write(self, progress: Progress) -> None:
+        """Called by rank 0."""
+        partial = self._path.with_suffix(".partial")
+        partial.write_text(
+            json.dumps({**asdict(progress), "attempt": self._attempt, "at": time.time()}), encoding="utf-8"
+        )
+        partial.replace(self._path)
+
+
+def read_progress(scratch: Path) -> dict[str, Any] | None:
+    """The latest report, None when there is none yet."""
+    try:
+        fields: dict[str, Any] = json.loads((scratch / _FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return fields

@@ -1,0 +1,134 @@
+"""From a learner to an exported, measured model: what all training stages do after they have built their learner."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dinoctl.data.batch import Batch, normalise, to_device
+from dinoctl.data.loader import TrainLoader
+from dinoctl.stages.attempt import Attempt
+from dinoctl.stages.data import Data, open_data
+from dinoctl.stages.finish import finish, versions
+from dinoctl.stages.models import CHECKPOINTS
+from dinoctl.stages.recipe import Recipe
+from dinoctl.tracking.spool import Spool
+from dinoctl.training.context import Context
+from dinoctl.training.engines.base import Engine
+from dinoctl.training.engines.build import build_engine
+from dinoctl.training.groups import parameter_groups
+from dinoctl.training.learner import Learner
+from dinoctl.training.ledger import Ledger, LedgerWriter, WriterIdentity
+from dinoctl.training.loop import Loop, LoopResult, LoopSettings
+from dinoctl.training.schedules import RecipeSchedules
+
+
+def train(attempt: Attempt, context: Context, recipe: Recipe, learner: Learner, image_size: int) -> LoopResult:
+    """Trains (or goes on from the last checkpoint), exports the average with its heads, measures it for the gate,
+    and writes the proof of completion. Returns early, without any of that, when asked to stop.
+    """
+    engine = make_engine(attempt, context, recipe, learner)
+    ledger = Ledger(attempt.storage.child(CHECKPOINTS))
+    start = _resume(attempt, context, ledger, engine)
+    data = open_data(recipe, attempt.spec.seed)
+    result = _run_loop(
+        attempt, context, recipe, engine, ledger, data, start, learner.student.backbone.config.patch_size
+    )
+    if not result.stopped:
+        finish(attempt, context, recipe, engine, learner, result, data_hash=data.hash, image_size=image_size)
+    return result
+
+
+def make_engine(attempt: Attempt, context: Context, recipe: Recipe, learner: Learner) -> Engine:
+    """Optimizer groups and the engine of the job's compute section."""
+    depth = learner.student.backbone.config.depth
+    groups = parameter_groups(learner.named_parameters(), depth=depth, optimizer=recipe.optimizer)
+    return build_engine(attempt.spec.compute, learner, groups, recipe.optimizer, context)
+
+
+def _resume(attempt: Attempt, context: Context, ledger: Ledger, engine: Engine) -> int:
+    if context.rank == 0:
+        ledger.begin(attempt.number)
+        ledger.collect_orphans(attempt.number)
+    context.barrier()
+    head = ledger.head(attempt.spec_hash)
+    if head is None:
+        return 0
+    engine.load(ledger.open(head).read, head.step)
+    return head.step
+
+
+def _run_loop(
+    attempt: Attempt,
+    context: Context,
+    recipe: Recipe,
+    engine: Engine,
+    ledger: Ledger,
+    data: Data,
+    start: int,
+    patch_size: int,
+) -> LoopResult:
+    policy, spec = attempt.spec.policy.checkpoint, attempt.spec
+    identity = WriterIdentity(
+        attempt.number, context.rank, context.world, attempt.spec_hash, attempt.run_id, spec.seed, versions()
+    )
+    settings = LoopSettings(
+        steps=recipe.steps,
+        global_batch=recipe.global_batch,
+        checkpoint_every=policy.every_steps,
+        log_every=recipe.log_every,
+        clip_norm=recipe.optimizer.clip_norm,
+        seed=spec.seed,
+    )
+    schedules = RecipeSchedules(recipe.schedules, steps=recipe.steps, global_batch=recipe.global_batch)
+    loader = _loader(attempt, context, recipe, data, start, patch_size)
+    writer = LedgerWriter(ledger, identity, keep=policy.keep)
+    spool = Spool(attempt.spool, attempt=attempt.number) if context.rank == 0 else None
+    try:
+        inputs = _inputs(recipe, engine.device)
+        loop = Loop(context, engine, schedules, writer, settings, inputs=inputs, record=_recorder(spool))
+        return loop.run(iter(loader), start)
+    finally:
+        writer.close()
+        loader.close()
+        if spool is not None:
+            spool.close()
+
+
+def _loader(attempt: Attempt, context: Context, recipe: Recipe, data: Data, start: int, patch_size: int) -> TrainLoader:
+    return TrainLoader(
+        data.parts,
+        data.order,
+        recipe.crops,
+        recipe.masks,
+        seed=attempt.spec.seed,
+        rank=context.rank,
+        world=context.world,
+        start_step=start,
+        workers=attempt.spec.compute.loader_workers,
+        patch_size=patch_size,
+        max_bad_rate=recipe.data.max_bad_rate,
+    )
+
+
+def _recorder(spool: Spool | None) -> Callable[[int, dict[str, float]], None]:
+    def record(step: int, metrics: dict[str, float]) -> None:
+        if spool is not None:
+            spool.append(step, metrics, time.time())
+            spool.flush()
+
+    return record
+
+
+def _inputs(recipe: Recipe, device: torch.device) -> Callable[[Batch], tuple[Tensor | None, ...]]:
+    """A batch as the learner takes it: on the device, crops normalised there (uint8 travels)."""
+    mean, std = recipe.crops.augmentation.mean, recipe.crops.augmentation.std
+
+    def prepare(batch: Batch) -> tuple[Tensor | None, ...]:
+        moved = to_device(batch, device)
+        local = None if moved.local_crops is None else normalise(moved.local_crops, mean, std)
+        images = normalise(moved.global_crops, mean, std)
+        return images, local, moved.masks, moved.mask_indices, moved.mask_weights
+
+    return prepare

@@ -1,0 +1,1 @@
+"""Training: learner, engines, optimizer groups, schedules, loop, ledger."""

@@ -1,0 +1,90 @@
+"""The contract of an engine: what shards, steps and averages the learner.
+
+The loop knows nothing of parallelism; an engine knows nothing of recipes. A checkpoint sees an engine only as *slices*:
+pieces of named flat tensors that this rank owns. Slices of all ranks cover every tensor exactly once, so a checkpoint
+written by any engine at any world size can be read by any other (interval arithmetic, ``training.ledger``).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Kind = Literal["param", "adam_m", "adam_v", "teacher", "buffer"]
+ReadSlice = Callable[["Slice"], Tensor]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """``data`` holds elements [offset, offset + numel) of the flattened tensor ``name`` of global ``shape``.
+
+    ``data`` is a flat, contiguous view of live state on the engine's device; copying into it changes the state.
+    Kinds: ``param`` (fp32 master of a trained parameter), ``adam_m`` and ``adam_v`` (its moments), ``teacher`` (fp32
+    average), ``buffer`` (anything else that must survive).
+    """
+
+    name: str
+    kind: Kind
+    shape: tuple[int, ...]
+    offset: int
+    data: Tensor
+
+
+class Engine(Protocol):
+    """One training process's share of the learner.
+
+    A step: rates written to ``groups``, then ``forward``, ``backward``, ``clip``, ``step``, ``average``.
+    Every rank makes the same calls in the same order.
+    """
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """Live optimizer groups; writing ``lr`` and ``weight_decay`` takes effect at the next ``step``."""
+
+    def forward(self, *inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss (0-dim, fp32) and detached metrics (0-dim) of this rank's share of the batch."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients, averaged over ranks."""
+
+    def clip(self, max_norm: float) -> dict[str, Tensor]:
+        """Scales the gradients of every sub-module (backbone, each head) to ``max_norm`` at most (0: never).
+
+        Returns the norms before clipping, 0-dim tensors on the device: name -> norm. No host synchronisation.
+        """
+
+    def step(self) -> None:
+        """AdamW on fp32 masters; clears gradients."""
+
+    def average(self, momentum: float) -> None:
+        """teacher <- momentum * teacher + (1 - momentum) * student, from fp32 masters."""
+
+    def slices(self) -> list[Slice]:
+        """This rank's share of everything that a checkpoint must hold, in a fixed order."""
+
+    def load(self, read: ReadSlice, steps_done: int) -> None:
+        """Fills every slice from ``read`` (an fp32 or matching tensor of the slice's length) and makes it effective.
+
+        ``steps_done`` is the number of optimizer steps behind the state (Adam's bias correction counts them).
+        """
+
+    def full_teacher(self) -> Iterator[tuple[str, Tensor]]:
+        """Every averaged tensor whole, on the host, in fp32: collective; yields on rank 0 only."""
+
+
+def averaged_pairs(learner: nn.Module) -> list[tuple[str, Any, Any]]:
+    """(name of the averaged parameter, averaged, student) for every parameter of the student.
+
+    ``Any``, because sharding engines hang what they need on the parameters.
+    """
+    prefix = "teacher." if getattr(learner, "ema", None) is None else "ema."
+    parameters = dict(learner.named_parameters())
+    names = [name for name in parameters if name.startswith("student.")]
+    twins = [prefix + name.removeprefix("student.") for name in names]
+    return [(twin, parameters[twin], parameters[name]) for name, twin in zip(names, twins, strict=True)]

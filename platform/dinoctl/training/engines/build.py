@@ -1,0 +1,26 @@
+"""From the compute section to an engine."""
+
+from typing import Any
+
+import torch
+
+from dinoctl.spec.compute import Compute
+from dinoctl.spec.recipe import Optimizer
+from dinoctl.training.context import Context
+from dinoctl.training.engines.base import Engine
+from dinoctl.training.learner import Learner
+
+
+def build_engine(
+    compute: Compute, learner: Learner, groups: list[dict[str, Any]], optimizer: Optimizer, context: Context
+) -> Engine:
+    """The engine that ``compute.engine`` names, with AdamW over ``groups``. Collective."""
+    learner = learner.to(context.device)
+    adamw = torch.optim.AdamW(groups, lr=0.0, betas=optimizer.betas, eps=optimizer.eps)
+    if compute.engine.name == "deepspeed":
+        from dinoctl.training.engines.deepspeed import DeepSpeedEngine
+
+        return DeepSpeedEngine(learner, adamw, precision=compute.precision)
+    from dinoctl.training.engines.ddp import DdpEngine
+
+    return DdpEngine(learner, adamw, precision=compute.precision, device=context.device)

@@ -1,0 +1,262 @@
+"""The checkpoint ledger: raw slices of every rank, a manifest each, COMMIT last (design §5).
+
+    checkpoints/fence/0003                       attempt 3 has begun: older ones may no longer commit
+    checkpoints/step-00012500/a0003/rank-00000.bin, .json
+    checkpoints/step-00012500/COMMIT             created once, by rank 0, when all manifests are there
+
+Only a step with a COMMIT exists. Nothing is renamed and nothing is locked: a COMMIT is a conditional create, so two
+attempts that overlap can never mix their slices. Reading is interval arithmetic over pieces, at any world size.
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import google_crc32c
+import torch
+from torch import Tensor
+
+from dinoctl.data.errors import NotFoundError
+from dinoctl.data.storage import Storage
+from dinoctl.training.engines.base import Slice
+from dinoctl.training.manifest import Commit, Piece, pieces_from_json, pieces_to_json
+from dinoctl.training.snapshot import Snapshot, SnapshotBuffer
+
+_STEP = re.compile(r"^step-(\d{8,})/COMMIT$")
+_POLL_S = 0.05
+
+
+class FencedError(RuntimeError):
+    """A newer attempt of this job has begun, so this one may not commit. It must end without touching anything."""
+
+
+class CorruptCheckpointError(OSError):
+    """A committed checkpoint can't be read back as written. It has been set aside; the one before counts now."""
+
+
+def step_name(step: int) -> str:
+    """``step-00012500``."""
+    return f"step-{step:08d}"
+
+
+class Ledger:
+    """The checkpoints of one job, seen from outside: what exists, and reading it."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+
+    def begin(self, attempt: int) -> None:
+        """Raises the fence: from now on older attempts can't commit.
+
+        Raises:
+            FencedError: when a newer attempt has begun already.
+        """
+        self.check_fence(attempt)
+        self.storage.write_if_absent(f"fence/{attempt:04d}", b"{}")
+
+    def check_fence(self, attempt: int) -> None:
+        """Raises FencedError when an attempt newer than ``attempt`` has begun."""
+        newest = max((int(key.removeprefix("fence/")) for key in self.storage.list("fence/")), default=0)
+        if newest > attempt:
+            raise FencedError(f"attempt {attempt} was replaced by attempt {newest}")
+
+    def steps(self) -> list[int]:
+        """Committed steps, ascending, without those set aside."""
+        keys = set(self.storage.list("step-"))
+        found = [int(match[1]) for key in keys if (match := _STEP.match(key))]
+        return sorted(step for step in found if f"{step_name(step)}/CORRUPT" not in keys)
+
+    def head(self, spec_hash: str | None = None) -> Commit | None:
+        """The newest committed checkpoint (of this resolved spec, if given)."""
+        for step in reversed(self.steps()):
+            commit = self.commit(step)
+            if commit is not None and spec_hash in (None, commit.spec_hash):
+                return commit
+        return None
+
+    def commit(self, step: int) -> Commit | None:
+        """The commit of a step, None when there is none that can be read."""
+        try:
+            return Commit.from_json(self.storage.read(f"{step_name(step)}/COMMIT"))
+        except (NotFoundError, ValueError, TypeError):
+            return None
+
+    def open(self, commit: Commit) -> "Checkpoint":
+        """For reading."""
+        return Checkpoint(self.storage, commit)
+
+    def remove(self, step: int) -> None:
+        """Deletes a checkpoint, COMMIT first, so that a crash leaves an orphan and never half a checkpoint."""
+        self.storage.delete(f"{step_name(step)}/COMMIT")
+        self.storage.delete_prefix(f"{step_name(step)}/")
+
+    def collect_orphans(self, attempt: int) -> None:
+        """Deletes slices that attempts older than ``attempt`` never committed."""
+        committed = {step: commit.attempt for step in self.steps() if (commit := self.commit(step))}
+        orphans = set()
+        for key in self.storage.list("step-"):
+            match = re.match(r"^(step-(\d+)/a(\d+)/)", key)
+            if match and int(match[3]) < attempt and committed.get(int(match[2])) != int(match[3]):
+                orphans.add(match[1])
+        for prefix in sorted(orphans):
+            self.storage.delete_prefix(prefix)
+
+
+class Checkpoint:
+    """One committed checkpoint, read piece by piece; every piece's checksum is verified."""
+
+    def __init__(self, storage: Storage, commit: Commit) -> None:
+        self.commit, self._storage = commit, storage
+        self._pieces: dict[tuple[str, str], list[Piece]] = {}
+        for manifest, crc in sorted(commit.manifests.items()):
+            data = self._guard(lambda key=manifest: storage.read(key))  # type: ignore[misc]
+            if google_crc32c.value(data) != crc:
+                self._set_aside(f"{manifest} does not match its checksum")
+            for piece in pieces_from_json(data):
+                if piece.length:
+                    self._pieces.setdefault((piece.kind, piece.name), []).append(piece)
+
+    def names(self, kind: str) -> dict[str, tuple[int, ...]]:
+        """Tensor names of a kind with their shapes."""
+        return {name: pieces[0].shape for (k, name), pieces in self._pieces.items() if k == kind}
+
+    def read(self, wanted: Slice) -> Tensor:
+        """The elements of a slice (flat, host), from whatever pieces hold them.
+
+        Raises:
+            ValueError: the checkpoint has no such tensor, or one of another shape.
+            CorruptCheckpointError: a piece is missing or differs from what was written.
+        """
+        pieces = self._pieces.get((wanted.kind, wanted.name))
+        if pieces is None or pieces[0].shape != wanted.shape:
+            have = f"of shape {pieces[0].shape}" if pieces else "absent"
+            raise ValueError(f"{wanted.kind} {wanted.name} of shape {wanted.shape} is {have} in the checkpoint")
+        return self._read(pieces, wanted.offset, wanted.data.numel())
+
+    def tensor(self, kind: str, name: str) -> Tensor:
+        """A whole tensor in its shape."""
+        pieces = self._pieces[(kind, name)]
+        shape = pieces[0].shape
+        return self._read(pieces, 0, torch.Size(shape).numel()).reshape(shape)
+
+    def _read(self, pieces: list[Piece], offset: int, length: int) -> Tensor:
+        result = torch.empty(length, dtype=getattr(torch, pieces[0].dtype))
+        filled = 0
+        for piece in pieces:
+            low, high = max(offset, piece.offset), min(offset + length, piece.offset + piece.length)
+            if low < high:
+                data = self._piece(piece)
+                result[low - offset : high - offset] = data[low - piece.offset : high - piece.offset]
+                filled += high - low
+        if filled != length:
+            self._set_aside(f"{pieces[0].kind} {pieces[0].name} has {filled} of {length} elements")
+        return result
+
+    def _piece(self, piece: Piece) -> Tensor:
+        dtype: torch.dtype = getattr(torch, piece.dtype)
+        end = piece.position + piece.length * dtype.itemsize
+        data = self._guard(lambda: self._storage.read(piece.file, piece.position, end))
+        if google_crc32c.value(data) != piece.crc32c:
+            self._set_aside(f"{piece.file} is damaged at {piece.name}")
+        return torch.frombuffer(bytearray(data), dtype=dtype)
+
+    def _guard(self, read: Callable[[], bytes]) -> bytes:
+        try:
+            return read()
+        except NotFoundError as error:
+            self._set_aside(str(error))
+            raise  # unreachable, _set_aside raises
+
+    def _set_aside(self, reason: str) -> None:
+        step = self.commit.step
+        self._storage.write_if_absent(f"{step_name(step)}/CORRUPT", json.dumps({"reason": reason}).encode())
+        raise CorruptCheckpointError(f"checkpoint of step {step} is damaged and set aside: {reason}")
+
+
+@dataclass(frozen=True)
+class WriterIdentity:
+    """Who writes: goes into every COMMIT."""
+
+    attempt: int
+    rank: int
+    world: int
+    spec_hash: str
+    run_id: str
+    seed: int
+    versions: dict[str, str]
+
+
+class LedgerWriter:
+    """One rank's writer. ``save`` returns after the copy; files and COMMIT follow in the background."""
+
+    def __init__(self, ledger: Ledger, identity: WriterIdentity, *, keep: int, commit_timeout_s: float = 600.0) -> None:
+        self._ledger, self._me, self._keep, self._timeout = ledger, identity, keep, commit_timeout_s
+        self._buffer = SnapshotBuffer()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        self._pending: Future[None] | None = None
+        self.copy_s = 0.0
+        self.wait_s = 0.0
+
+    def save(self, step: int, slices: list[Slice]) -> None:
+        """Snapshots this rank's slices for ``step``. Waits first if the last checkpoint is not written yet
+        (``wait_s`` tells how long), and raises what went wrong with it.
+        """
+        began = time.monotonic()
+        self.wait()
+        copied = time.monotonic()
+        snapshot = self._buffer.take(slices)
+        self.wait_s, self.copy_s = copied - began, time.monotonic() - copied
+        self._pending = self._pool.submit(self._write, step, snapshot)
+
+    def wait(self) -> None:
+        """Returns when everything saved so far is committed; raises what went wrong."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def close(self) -> None:
+        """Ends the background thread; ``wait`` first to be sure of the last checkpoint."""
+        self._pool.shutdown(wait=True)
+
+    def _write(self, step: int, snapshot: Snapshot) -> None:
+        prefix = f"{step_name(step)}/a{self._me.attempt:04d}/rank-{self._me.rank:05d}"
+        pieces = snapshot.write_out(f"{prefix}.bin")
+        self._ledger.storage.write_chunks(f"{prefix}.bin", snapshot.chunks())
+        self._ledger.storage.write(f"{prefix}.json", pieces_to_json(pieces))
+        if self._me.rank == 0:
+            self._commit(step)
+            self._retain()
+        else:
+            self._await_commit(step)
+
+    def _commit(self, step: int) -> None:
+        storage, me = self._ledger.storage, self._me
+        prefix = f"{step_name(step)}/a{me.attempt:04d}/"
+        wanted = [f"{prefix}rank-{rank:05d}.json" for rank in range(me.world)]
+        self._poll(lambda: set(wanted) <= set(storage.list(prefix)), f"slices of all {me.world} ranks for step {step}")
+        manifests = {key: int(google_crc32c.value(storage.read(key))) for key in wanted}
+        commit = Commit(
+            step, me.attempt, me.world, me.spec_hash, me.run_id, me.seed, time.time(), manifests, me.versions
+        )
+        self._ledger.check_fence(me.attempt)
+        if not storage.write_if_absent(f"{step_name(step)}/COMMIT", commit.to_json()):
+            storage.delete_prefix(prefix)  # an earlier attempt committed this very step: its state is the same one
+
+    def _await_commit(self, step: int) -> None:
+        """All ranks wait, so that a rank that returns from ``wait`` may rely on the checkpoint."""
+        self._poll(lambda: self._ledger.storage.exists(f"{step_name(step)}/COMMIT"), f"COMMIT of step {step}")
+
+    def _poll(self, done: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + self._timeout
+        while not done():
+            self._ledger.check_fence(self._me.attempt)
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"waited {self._timeout:g} s for {what}")
+            time.sleep(_POLL_S)
+
+    def _retain(self) -> None:
+        for step in self._ledger.steps()[: -self._keep]:
+            self._ledger.remove(step)

@@ -1,0 +1,64 @@
+"""Copying an engine's slices into host memory that is allocated once: the only moment training waits for."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import google_crc32c
+import torch
+from torch import Tensor
+
+from dinoctl.training.engines.base import Slice
+from dinoctl.training.manifest import Piece
+
+_CHUNK = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Host copies of slices, one after the other in ``buffer`` (uint8)."""
+
+    pieces: list[tuple[Slice, int, int]]
+    buffer: Tensor
+
+    def write_out(self, file: str) -> list[Piece]:
+        """The manifest entries of a file that holds ``chunks()``; computes the checksums (no training thread waits)."""
+        return [
+            Piece(s.name, s.kind, s.shape, s.offset, s.data.numel(), _dtype(s.data), file, start, self._crc(start, end))
+            for s, start, end in self.pieces
+        ]
+
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes of the file, in chunks of at most 8 MiB."""
+        array = self.buffer.numpy()
+        return (array[at : at + _CHUNK].tobytes() for at in range(0, len(array), _CHUNK))
+
+    def _crc(self, start: int, end: int) -> int:
+        return int(google_crc32c.value(self.buffer[start:end].numpy().tobytes()))
+
+
+class SnapshotBuffer:
+    """One preallocated buffer, used again for every checkpoint."""
+
+    def __init__(self) -> None:
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, slices: Sequence[Slice]) -> Snapshot:
+        """Copies all slices; returns when the copies are complete."""
+        bounds, total = [], 0
+        for piece in slices:
+            size = piece.data.numel() * piece.data.element_size()
+            bounds.append((piece, total, total + size))
+            total += size
+        if self._buffer.numel() < total:
+            self._buffer = torch.empty(total, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        buffer = self._buffer[:total]
+        for piece, start, end in bounds:
+            if end > start:
+                buffer[start:end].view(piece.data.dtype).copy_(piece.data, non_blocking=True)
+        if torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()
+        return Snapshot(bounds, buffer)
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

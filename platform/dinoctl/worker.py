@@ -1,0 +1,167 @@
+"""The one entry point of every attempt, on a laptop and on a cluster: ``python -m dinoctl.worker --job FILE``.
+
+It runs the stage of an attempt file, under Ray Train when the stage wants a group of workers, and leaves
+``outcome.json`` beside the attempt file. SIGTERM and SIGINT ask for a checkpoint and a clean stop.
+"""
+
+import argparse
+import ctypes
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from dinoctl.stages import STAGES
+from dinoctl.stages.attempt import Attempt
+from dinoctl.stages.outcome import Outcome, classify, read_rank_errors
+
+_PR_SET_PDEATHSIG = 1
+_OBJECT_STORE_BYTES = 128 * 2**20  # training moves nothing through Ray's object store
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0: done or stopped as asked; 1: failed (``outcome.json`` says why)."""
+    parser = argparse.ArgumentParser(prog="python -m dinoctl.worker", description=__doc__.splitlines()[0])
+    parser.add_argument("--job", type=Path, required=True, help="attempt file (dinoctl.attempt/v1)")
+    parser.add_argument("--parent", type=int, default=0, help="stop when this process, the parent, is gone")
+    options = parser.parse_args(arguments)
+    if options.parent:
+        _die_with(options.parent)
+    attempt = Attempt.read(options.job)
+    _stop_on_signals(attempt)
+    outcome = _run(attempt, options.job)
+    outcome.write(attempt.scratch)
+    return 0 if outcome.phase != "failed" else 1
+
+
+def _run(attempt: Attempt, path: Path) -> Outcome:
+    from dinoctl.stages.output import read_output
+
+    try:
+        done = read_output(attempt.storage)
+        if done is not None and done.spec_hash == attempt.spec_hash:
+            return Outcome(attempt.number, "succeeded", step=done.step)  # an earlier attempt died after its proof
+        if STAGES[attempt.spec.kind].distributed:
+            return _in_group(attempt, path)
+        return _alone(attempt)
+    except BaseException as error:
+        traceback.print_exc()
+        return read_rank_errors(attempt) or classify(attempt.number, error)
+
+
+def _alone(attempt: Attempt) -> Outcome:
+    import torch
+
+    from dinoctl.stages.progress import ProgressFile
+    from dinoctl.training.context import ProcessContext
+
+    context = ProcessContext(torch.device("cpu"), attempt.stop_file, sink=ProgressFile(attempt).write)
+    result = STAGES[attempt.spec.kind].load()(attempt, context)
+    return Outcome(attempt.number, "stopped" if result.stopped else "succeeded", step=result.step)
+
+
+def _in_group(attempt: Attempt, path: Path) -> Outcome:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    compute = attempt.spec.compute
+    use_gpu = compute.gpus_per_worker > 0
+    _start_ray(compute.workers * compute.cpus_per_worker)
+    try:
+        TorchTrainer(
+            rank_main,
+            train_loop_config={"job": str(path)},
+            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=compute.workers, use_gpu=use_gpu, resources_per_worker={"CPU": compute.cpus_per_worker}
+            ),
+            # Restarts are the lifecycle's: it knows an attempt's cause and counts it; so Ray Train makes none.
+            run_config=RunConfig(
+                name=f"{attempt.name}-{attempt.number}",
+                storage_path=str(attempt.scratch / "ray"),
+                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
+            ),
+        ).fit()
+    finally:
+        ray.shutdown()
+    outcome = Outcome.read_result(attempt.scratch)
+    return outcome or Outcome(attempt.number, "failed", "Infrastructure", "the workers ended without a result")
+
+
+def rank_main(config: Mapping[str, Any]) -> None:
+    """One rank, inside a Ray Train worker."""
+    import torch
+    from ray import train
+
+    from dinoctl.stages.outcome import write_rank_error
+    from dinoctl.stages.progress import ProgressFile
+    from dinoctl.training.context import ProcessContext
+
+    attempt = Attempt.read(Path(config["job"]))
+    rank = train.get_context().get_world_rank()
+    try:
+        torch.set_num_threads(attempt.spec.compute.threads_per_worker)
+        device = train.torch.get_device() if attempt.spec.compute.gpus_per_worker else torch.device("cpu")
+        sink = ProgressFile(attempt).write
+        context = ProcessContext(device, attempt.stop_file, warned=_preemption_notice, sink=sink)
+        result = STAGES[attempt.spec.kind].load()(attempt, context)
+        if rank == 0:
+            phase = "stopped" if result.stopped else "succeeded"
+            Outcome(attempt.number, phase, step=result.step).write_result(attempt.scratch)
+    except BaseException as error:
+        write_rank_error(attempt, rank, error)
+        raise
+
+
+def _preemption_notice() -> bool:
+    """Whether Ray was told that this node will go away (Ray 2.57+; older ones have no notice)."""
+    from ray import train
+
+    notice = getattr(train, "get_preemption_info", None)
+    return notice is not None and notice() is not None
+
+
+def _start_ray(cpus: float) -> None:
+    """Joins the cluster of RAY_ADDRESS (a RayJob's driver, tests), or starts one on this machine."""
+    import ray
+
+    # Ninja and other tools of the environment must be found by what Ray starts, also without an activated venv.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=True)
+        return
+    cores = max(int(-(-cpus // 1)), os.cpu_count() or 1)  # more ranks than cores is slow, not wrong
+    ray.init(
+        address="local",
+        num_cpus=cores,
+        include_dashboard=False,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        log_to_driver=True,
+        configure_logging=True,
+    )
+
+
+def _stop_on_signals(attempt: Attempt) -> None:
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        attempt.stop_file.touch()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+
+
+def _die_with(parent: int) -> None:
+    """Linux sends SIGTERM when the parent dies, however it dies; if it is gone already, stop at once."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
