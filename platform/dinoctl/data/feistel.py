@@ -18,7 +18,7 @@ ROUNDS = 8
 _MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))  # splitmix64
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def round_keys(seed: int, purpose: str, *numbers: int) -> Keys:
     """The keys of one permutation, named as in `keyed`."""
     return keyed.words(seed, purpose, *numbers, count=ROUNDS)

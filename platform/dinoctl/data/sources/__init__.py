@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from dinoctl.data.errors import DataError
+from dinoctl.data.errors import DataError, NotFoundError
 from dinoctl.data.sources.base import Source, SourceItem
 
 __all__ = ["Source", "SourceItem", "open_source"]
@@ -34,7 +34,10 @@ def _guess(uri: str) -> str:
 def _holds_parquet(uri: str) -> bool:
     from dinoctl.data.storage import open_storage
 
-    first = next(open_storage(uri).list(), "")
+    try:
+        first = next(open_storage(uri).list(), "")
+    except NotFoundError:
+        return False  # let the folder source say what is wrong
     return first.endswith(".parquet")
 
 
