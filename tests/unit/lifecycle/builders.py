@@ -25,7 +25,10 @@ from dinoctl.lifecycle import (
     Progress,
     Promotion,
     Retries,
+    StartAttempt,
     Status,
+    StopAttempt,
+    StopReason,
     Wait,
     decide,
 )
@@ -136,3 +139,35 @@ def running(asked: Job | None = None, **fields: Any) -> Story:
     story = Story(asked or job()).round(**fields).later(5.0).sees(Phase.RUNNING, **fields)
     assert story.last.state is AttemptState.RUNNING
     return story.later(5.0)
+
+
+INFRA, APP = Cause.INFRASTRUCTURE, Cause.APPLICATION
+START_1, START_2 = (StartAttempt(1),), (StartAttempt(2),)
+DONE = {"output": output(), "evidence": evidence()}
+
+
+def stop(reason: StopReason, number: int = 1, force: bool = False) -> tuple[StopAttempt]:
+    return (StopAttempt(number, reason, force),)
+
+
+def failed_with(cause: Cause | None, message: str = "node lost") -> Story:
+    return running().sees(Phase.FAILED, cause, message)
+
+
+def waiting(**states: ParentState) -> Story:
+    return Story(job(parents=tuple(states))).round(parents=parents(**states))
+
+
+def in_failure(count: int, cause: Cause) -> Story:
+    story = running()
+    for _ in range(count - 1):
+        story.sees(Phase.FAILED, cause, "boom").retried().sees(Phase.RUNNING)
+    return story.sees(Phase.FAILED, cause, "boom")
+
+
+def promoting() -> Story:
+    return running(gated_job()).sees(Phase.SUCCEEDED, **DONE)
+
+
+def deadline(after: float) -> Story:
+    return running(job(deadline_s=100.0)).later(after)

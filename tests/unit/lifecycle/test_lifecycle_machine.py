@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from dinoctl.lifecycle import (
+    Attempt,
     AttemptState,
     Backoff,
     Cause,
@@ -160,7 +161,20 @@ class LifecycleMachine(RuleBasedStateMachine):
         for old in before.attempts:
             now = next((a for a in after.attempts if a.number == old.number), None)
             if old.live and now and not now.live:
-                assert observed.phase(old.number) in (Phase.ABSENT, Phase.SUCCEEDED, Phase.FAILED), "unknown is no end"
+                self._check_ended(now, observed)
+
+    def _check_ended(self, attempt: Attempt, observed: Observed) -> None:
+        execution = observed.execution(attempt.number)
+        assert execution, "silence is no end"
+        assert execution.over or execution.phase is Phase.ABSENT, "unknown is no end"
+        if attempt.cause is Cause.SUCCEEDED:
+            assert self.world.output, "success without output"
+            assert self.world.evidence or not self.job.gated, "success without evidence"
+        elif attempt.stop is not None:
+            assert attempt.cause is Cause.STOPPED
+        else:
+            assert observed.results_known, "judged without having seen the results"
+            assert attempt.cause is (execution.cause or Cause.INFRASTRUCTURE)
 
     def _check_start(self, before: Status, after: Status, observed: Observed) -> None:
         assert before.not_before is None or self.world.now >= before.not_before, "started before its time"

@@ -110,15 +110,18 @@ class World:
         assert not twins, f"attempt {action.number} started beside {twins}"
         assert all(n <= action.number for n in self.processes), "attempt numbers must grow"
         assert not self.finalized, "started after it was finalized"
-        retries = self.job.retries
-        assert self._charged(status) <= retries.infrastructure + retries.application, "budget exceeded"
+        self._check_budgets(status)
         self.processes[action.number] = Process(live.spec_hash)
 
-    def _charged(self, status: Status) -> int:
-        """Ends before the live attempt that nobody asked for and that a budget pays for."""
-        stopped = {a.number for a in status.attempts if a.stop is not None or a.live}
-        ended = [p for n, p in self.processes.items() if n not in stopped and (p.gone or p.phase not in ALIVE)]
-        return sum(p.cause not in (Cause.PREEMPTED, Cause.STOPPED) for p in ended)
+    def _check_budgets(self, status: Status) -> None:
+        """Counts what really died before the live attempt, without being asked to stop, against what was allowed."""
+        exempt = {a.number for a in status.attempts if a.stop is not None or a.live}
+        ended = [p for n, p in self.processes.items() if n not in exempt and (p.gone or p.phase not in ALIVE)]
+        application = sum(p.cause is Cause.APPLICATION and not p.gone for p in ended)
+        charged = sum(p.cause not in (Cause.PREEMPTED, Cause.STOPPED) for p in ended)
+        retries = self.job.retries
+        assert application <= retries.application, "application budget exceeded"
+        assert charged <= retries.infrastructure + retries.application, "budget exceeded"
 
     def _stop(self, action: StopAttempt, status: Status) -> None:
         live = status.live
@@ -171,7 +174,8 @@ class World:
         elif event == "obey":
             if process.asked:
                 process.phase, process.cause = Phase.FAILED, Cause.STOPPED
-        elif process.phase is Phase.RUNNING:
+        else:
+            process.phase = Phase.RUNNING  # if it was not admitted yet, it is now
             self._to_running(event, number, process)
 
     def _to_running(self, event: str, number: int, process: Process) -> None:
