@@ -144,7 +144,7 @@ def _ensure_model(client: MlflowClient, model: str) -> None:
 def _create(client: MlflowClient, model: str, source_uri: str, run_id: str, labels: Mapping[str, str]) -> ModelVersion:
     _ensure_model(client, model)
     try:
-        return client.create_model_version(model, source_uri, run_id, tags=dict(labels))
+        return client.create_model_version(model, source_uri, run_id, tags=dict(labels), await_creation_for=0)
     except Exception as error:
         if error_code(error) == "INVALID_PARAMETER_VALUE" and source_uri.startswith(("file:", "/")):
             raise ValueError(

@@ -3,8 +3,8 @@
 MLflow's metric history is append-only and has no uniqueness over (key, step), so a repeated send shows as a doubled
 point. Before a batch goes out the cursor says so on disk (intent); after the answer it says what is sent. A crash or an
 error in between leaves the intent, and then the server is asked before anything else is sent: its latest step of every
-metric. The same question is asked when there is no cursor at all (the disk went with the machine). A batch is one
-transaction on the server.
+metric. The same question is asked when there is no cursor at all (the disk went with the machine; what it had not sent
+is a gap in MLflow's curve, and stays one). A batch is one transaction on the server.
 
 Points of steps that a resumed attempt runs again are not sent a second time: the first value stays, MLflow cannot
 replace it. Infinite values are left out and counted, because MLflow stores them as 1.797e308; nan is sent. Names that
