@@ -51,7 +51,7 @@ class Child:
         os.close(replies)
         self._requests = os.fdopen(ours, "wb")
         self._replies = os.fdopen(theirs, "rb")
-        self.send((factory, arguments))
+        self.send(pickle.dumps((factory, arguments), pickle.HIGHEST_PROTOCOL))  # opened where errors can be answered
 
     @property
     def pid(self) -> int:
@@ -118,18 +118,19 @@ def serve(requests: int, replies: int) -> None:
         while True:
             request = _receive(source)
             if handler is None:
-                factory, arguments = request
-                handler = _made(factory, arguments)
+                handler = _made(request)
             else:
                 _send(sink, _answer(handler, request))
     except (EOFError, BrokenPipeError):
         os._exit(0)
 
 
-def _made(factory: Callable[..., Handler], arguments: tuple[Any, ...]) -> Handler:
+def _made(order: bytes) -> Handler:
     """The handler, or one that answers every request with the reason why there is none."""
     try:
-        return factory(*arguments)
+        factory, arguments = pickle.loads(order)  # noqa: S301 - as below
+        handler: Handler = factory(*arguments)
+        return handler
     except Exception as error:
         failure = _portable(error)
 

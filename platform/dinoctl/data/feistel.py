@@ -24,14 +24,25 @@ def round_keys(seed: int, purpose: str, *numbers: int) -> Keys:
     return keyed.words(seed, purpose, *numbers, count=ROUNDS)
 
 
+def keys_of(seed: int, purpose: str, numbers: Ids) -> Keys:
+    """Keys of a permutation for each of ``numbers``: (rounds, numbers), or (rounds, 1) when they are all equal."""
+    unique, place = np.unique(numbers, return_inverse=True)
+    keys = np.stack([round_keys(seed, purpose, int(number)) for number in unique], axis=1)
+    return keys if len(unique) == 1 else keys[:, place]
+
+
 def permute(ids: Ids, size: int, keys: Keys) -> Ids:
-    """Image of ``ids`` (any shape, values in [0, size)) under the permutation of ``size`` numbers."""
+    """Image of ``ids`` (shape (n,), values in [0, size)) under a permutation of ``size`` numbers.
+
+    ``keys`` are those of one permutation, shape (rounds,), or of one for each id, as `keys_of` gives them.
+    """
     bits = max(2, (size - 1).bit_length())
+    keys = keys.reshape(ROUNDS, -1)
     values = _pass(ids.astype(np.uint64), bits, keys)
-    outside = values >= size
-    while outside.any():
-        values[outside] = _pass(values[outside], bits, keys)
-        outside = values >= size
+    outside = np.flatnonzero(values >= size)
+    while outside.size:
+        values[outside] = _pass(values[outside], bits, keys if keys.shape[1] == 1 else keys[:, outside])
+        outside = outside[values[outside] >= size]
     return values.astype(np.int64)
 
 
@@ -40,13 +51,13 @@ def _pass(values: NDArray[np.uint64], bits: int, keys: Keys) -> NDArray[np.uint6
     low = np.uint64(bits // 2)
     low_mask, high_mask = np.uint64((1 << int(low)) - 1), np.uint64((1 << (bits - int(low))) - 1)
     left, right = values >> low, values & low_mask
-    for key in keys.reshape(-1, 2):
-        left = left ^ (_mix(right, key[0]) & high_mask)
-        right = right ^ (_mix(left, key[1]) & low_mask)
+    for i in range(0, ROUNDS, 2):
+        left = left ^ (_mix(right, keys[i]) & high_mask)
+        right = right ^ (_mix(left, keys[i + 1]) & low_mask)
     return (left << low) | right
 
 
-def _mix(values: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
+def _mix(values: NDArray[np.uint64], key: NDArray[np.uint64]) -> NDArray[np.uint64]:
     mixed = (values + key) * _MULTIPLIERS[0]
     mixed ^= mixed >> np.uint64(29)
     mixed *= _MULTIPLIERS[1]

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinoctl.data.errors import DataError
-from dinoctl.data.feistel import Ids, permute, round_keys
+from dinoctl.data.feistel import Ids, keys_of, permute, round_keys
 from dinoctl.data.order import EpochOrder, Picks, fitting_run, lanes_of
 
 SLOTS = 1 << 14
@@ -85,10 +85,7 @@ class MixtureOrder:
         """The ``step``-th mixed batch."""
         time, within = divmod(step, self.run_length)
         period, place = np.divmod(time * self.global_batch + lanes, SLOTS)
-        dealt = np.empty_like(place)
-        for number in np.unique(period):
-            inside = period == number
-            dealt[inside] = permute(place[inside], SLOTS, round_keys(self.seed, "slots", int(number)))
+        dealt = permute(place, SLOTS, keys_of(self.seed, "slots", period))
         source = np.searchsorted(self._slots, dealt, side="right") - 1
         run = period * np.diff(self._slots)[source] + dealt - self._slots[source]
         return self._read(self._mixed, source, run * self.run_length + within)
@@ -106,9 +103,9 @@ class MixtureOrder:
         """Positions of the sources' endless streams to samples."""
         epoch, inside = np.divmod(position, np.array(self.sources, dtype=np.int64)[source])
         sample = np.empty_like(position)
-        for pair in {*zip(source.tolist(), epoch.tolist(), strict=True)}:
-            here = (source == pair[0]) & (epoch == pair[1])
-            sample[here] = orders[pair[0]].at(pair[1], inside[here])
+        for number in np.unique(source):
+            here = source == number
+            sample[here] = orders[number].at(epoch[here], inside[here])
         return Picks(source, sample, epoch)
 
 

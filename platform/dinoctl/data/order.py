@@ -22,8 +22,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from dinoctl.data.errors import DataError
-from dinoctl.data.feistel import Ids, permute, round_keys
-from dinoctl.data.keyed import words
+from dinoctl.data.feistel import Ids, keys_of, permute
 
 _ROUNDS = 16
 """An epoch has at least this many rounds of B runs; shorter data gets shorter runs."""
@@ -77,34 +76,39 @@ class EpochOrder:
         self._rounds = self._runs // lanes
         self._body = self._rounds * lanes * run_length  # positions before the tail
 
-    def at(self, epoch: int, positions: Ids) -> Ids:
-        """Sample numbers at positions of an epoch, same shape."""
+    def at(self, epochs: Ids, positions: Ids) -> Ids:
+        """Sample numbers at positions of epochs; all of shape (n,)."""
         body = positions < self._body
         virtual = np.empty_like(positions)
-        virtual[body] = self._in_rounds(epoch, positions[body])
-        virtual[~body] = self._in_tail(epoch, positions[~body] - self._body)
+        virtual[body] = self._in_rounds(epochs[body], positions[body])
+        virtual[~body] = self._in_tail(epochs[~body], positions[~body] - self._body)
         # Runs are cut at another place in each epoch: neighbours change, and the stub is not always the same samples.
-        shift = int(words(self._seed, f"{self._purpose}-shift", epoch, count=1)[0] % self.samples)
-        return (virtual + shift) % self.samples
+        shift = keys_of(self._seed, f"{self._purpose}-shift", epochs)[0] % np.uint64(self.samples)
+        shifted: Ids = (virtual + shift.astype(np.int64)) % self.samples
+        return shifted
 
-    def _in_rounds(self, epoch: int, positions: Ids) -> Ids:
+    def _in_rounds(self, epochs: Ids, positions: Ids) -> Ids:
+        if not positions.size:
+            return positions
         lane, place = positions % self.lanes, positions // self.lanes
         place = (place + lane % self.run) % (self._rounds * self.run)
-        return self._run(epoch, place // self.run * self.lanes + lane) * self.run + place % self.run
+        return self._dealt(epochs, place // self.run * self.lanes + lane) * self.run + place % self.run
 
-    def _in_tail(self, epoch: int, positions: Ids) -> Ids:
+    def _in_tail(self, epochs: Ids, positions: Ids) -> Ids:
         """Runs that fill no round, and the samples that fill no run."""
         if not positions.size:
             return positions
-        keys = round_keys(self._seed, f"{self._purpose}-tail", epoch)
+        keys = keys_of(self._seed, f"{self._purpose}-tail", epochs)
         place = permute(positions, self.samples - self._body, keys) + self._body
         number, within = np.divmod(place, self.run)
         whole = number < self._runs
-        number[whole] = self._run(epoch, number[whole])
+        if whole.any():
+            number[whole] = self._dealt(epochs[whole], number[whole])
         return number * self.run + within
 
-    def _run(self, epoch: int, numbers: Ids) -> Ids:
-        return permute(numbers, self._runs, round_keys(self._seed, self._purpose, epoch))
+    def _dealt(self, epochs: Ids, numbers: Ids) -> Ids:
+        """The runs that are dealt to places."""
+        return permute(numbers, self._runs, keys_of(self._seed, self._purpose, epochs))
 
 
 class SampleOrder:
@@ -148,11 +152,7 @@ class SampleOrder:
     def picks(self, step: int, lanes: Ids) -> Picks:
         """The samples of some lanes of the batch of a step."""
         epoch, position = np.divmod(step * self.global_batch + lanes, self.samples)
-        sample = np.empty_like(position)
-        for number in np.unique(epoch):
-            inside = epoch == number
-            sample[inside] = self._epochs.at(int(number), position[inside])
-        return Picks(np.zeros_like(sample), sample, epoch)
+        return Picks(np.zeros_like(lanes), self._epochs.at(epoch, position), epoch)
 
     def check(self, samples: list[int]) -> None:
         """Raises `DataError` unless the order was made for a dataset of this size."""

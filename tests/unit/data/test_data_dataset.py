@@ -35,7 +35,7 @@ def test_short_and_missing_shards(copy: Path) -> None:
     with pytest.raises(DataError, match="is corrupt"):
         dataset.read(0)
     shard.unlink()
-    with pytest.raises(StorageError, match="shard-000000.tar: No such file"):
+    with pytest.raises(StorageError, match=r"shard-000000\.tar: No such file"):
         dataset.read(0)
 
 
@@ -55,7 +55,7 @@ def test_what_is_no_dataset(tmp_path: Path, digits_path: Path) -> None:
     with pytest.raises(DataError, match=r"no packed dataset there \(dataset.json is missing\)"):
         Dataset.open(str(tmp_path))
     (tmp_path / "dataset.json").write_text('{"format": "other"}')
-    with pytest.raises(DataError, match="is not a dinoctl.dataset/v1 manifest"):
+    with pytest.raises(DataError, match=r"is not a dinoctl\.dataset/v1 manifest"):
         Dataset.open(str(tmp_path))
     with pytest.raises(DataError, match="has no split 'vall'; did you mean 'val'"):
         Dataset.open(str(digits_path), "vall")

@@ -120,7 +120,12 @@ def test_sources_that_hold_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("x")
-    for name, reason in [("empty", "no images"), ("missing", "no such directory"), ("file", "not a directory"), ("texts", "no images")]:
+    for name, reason in [
+        ("empty", "no images"),
+        ("missing", "no such directory"),
+        ("file", "not a directory"),
+        ("texts", "no images"),
+    ]:
         with pytest.raises(DataError, match=f"{name}: .*{reason}"):
             pack(str(tmp_path / name), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -137,7 +142,7 @@ def test_unreadable_directory_below_the_source(make_folder: MakeFolder, tmp_path
             os.chdir("d" * 200)
     """
     assert run_python(code, root=str(source)).wait() == 0
-    with pytest.raises(StorageError, match="cannot list .*File name too long"):
+    with pytest.raises(StorageError, match=r"cannot list .*File name too long"):
         pack(str(source), tmp_path / "out")
 
 
@@ -190,7 +195,9 @@ def test_kill_and_run_again_gives_the_same_bytes(
     times = {shard: shard.stat().st_mtime_ns for shard in written.values()}
     pack(str(source), tmp_path / "out", splits={"val": 3}, shard_bytes=3000)
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
-    assert times == {shard: shard.stat().st_mtime_ns for shard in written.values()}, "finished shards were written again"
+    assert times == {shard: shard.stat().st_mtime_ns for shard in written.values()}, (
+        "finished shards were written again"
+    )
 
 
 def test_torn_shard_is_written_again(make_folder: MakeFolder, tmp_path: Path) -> None:

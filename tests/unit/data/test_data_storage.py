@@ -80,7 +80,10 @@ def test_killed_writer_is_invisible_and_swept(tmp_path: Path) -> None:
         "def chunks():\n    yield b'x' * 100000\n    os.kill(os.getpid(), signal.SIGKILL)\n"
         f"open_storage({str(tmp_path)!r}).write_chunks('key', chunks())\n"
     )
-    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, check=False).returncode == -9
+    assert (
+        subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, check=False).returncode
+        == -9
+    )
     storage = open_storage(tmp_path)
     assert list(tmp_path.iterdir())
     assert list(storage.list()) == []
@@ -97,12 +100,15 @@ def test_errors_say_what_and_where(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"s3://bucket/prefix, file:///path"):
         open_storage("ftp://host/x")
     storage.write("file", b"")
-    with pytest.raises(StorageError, match="cannot write .*file/below"):
+    with pytest.raises(StorageError, match=r"cannot write .*file/below"):
         storage.write("file/below", b"")
 
 
 def test_full_device_says_what_to_do() -> None:
-    with pytest.raises(StorageError, match="No space left on device .*make room") as caught, _explained("write", Path("/x/y")):
+    with (
+        pytest.raises(StorageError, match=r"No space left on device .*make room") as caught,
+        _explained("write", Path("/x/y")),
+    ):
         _write_synced(Path("/dev/full"), [b"x"])
     assert caught.value.__cause__.errno == errno.ENOSPC  # type: ignore[union-attr]
 
