@@ -15,9 +15,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from dinoctl.handover.attempt import Attempt
+from dinoctl.handover.claim import claim
+from dinoctl.handover.outcome import Outcome, classify, read_rank_errors
 from dinoctl.stages import STAGES
-from dinoctl.stages.attempt import Attempt
-from dinoctl.stages.outcome import Outcome, classify, read_rank_errors
 
 _PR_SET_PDEATHSIG = 1
 _OBJECT_STORE_BYTES = 128 * 2**20  # training moves nothing through Ray's object store
@@ -32,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.parent:
         _die_with(options.parent)
     attempt = Attempt.read(options.job)
+    if not claim(attempt.scratch):
+        return 0  # this attempt was started twice; the other process has it
     _stop_on_signals(attempt)
     outcome = _run(attempt, options.job)
     outcome.write(attempt.scratch)
@@ -39,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(attempt: Attempt, path: Path) -> Outcome:
-    from dinoctl.stages.output import read_output
+    from dinoctl.handover.output import read_output
 
     try:
         done = read_output(attempt.storage)
@@ -56,7 +59,7 @@ def _run(attempt: Attempt, path: Path) -> Outcome:
 def _alone(attempt: Attempt) -> Outcome:
     import torch
 
-    from dinoctl.stages.progress import ProgressFile
+    from dinoctl.handover.progress import ProgressFile
     from dinoctl.training.context import ProcessContext
 
     context = ProcessContext(torch.device("cpu"), attempt.stop_file, sink=ProgressFile(attempt).write)
@@ -84,7 +87,7 @@ def _in_group(attempt: Attempt, path: Path) -> Outcome:
             run_config=RunConfig(
                 name=f"{attempt.name}-{attempt.number}",
                 storage_path=str(attempt.scratch / "ray"),
-                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
+                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),  # type: ignore[call-arg]
             ),
         ).fit()
     finally:
@@ -98,8 +101,8 @@ def rank_main(config: Mapping[str, Any]) -> None:
     import torch
     from ray import train
 
-    from dinoctl.stages.outcome import write_rank_error
-    from dinoctl.stages.progress import ProgressFile
+    from dinoctl.handover.outcome import write_rank_error
+    from dinoctl.handover.progress import ProgressFile
     from dinoctl.training.context import ProcessContext
 
     attempt = Attempt.read(Path(config["job"]))

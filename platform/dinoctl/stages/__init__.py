@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dinoctl.stages.attempt import Attempt
+    from dinoctl.handover.attempt import Attempt
     from dinoctl.training.context import Context
     from dinoctl.training.loop import LoopResult
 

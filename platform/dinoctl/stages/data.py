@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dinoctl.data.dataset import Dataset
-from dinoctl.data.order import MixtureOrder, Order, SampleOrder
+from dinoctl.data.order import Order, SampleOrder
 from dinoctl.spec.errors import UserError
 from dinoctl.spec.sources import DataSource, JobRef
 from dinoctl.stages.recipe import Recipe
@@ -29,6 +29,8 @@ def open_data(recipe: Recipe, seed: int) -> Data:
         return Data(
             opened, SampleOrder(len(opened[0]), recipe.global_batch, seed, recipe.data.run_length), opened[0].hash
         )
+    from dinoctl.data.mixture import MixtureOrder
+
     sources = [(len(dataset), part.weight) for dataset, part in zip(opened, parts, strict=True)]
     order = MixtureOrder(
         sources, recipe.global_batch, seed, run_length=recipe.data.run_length, homogeneous=recipe.data.homogeneous

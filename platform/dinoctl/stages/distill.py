@@ -4,10 +4,10 @@
 
 import torch
 
+from dinoctl.handover.attempt import Attempt
 from dinoctl.spec.errors import UserError
 from dinoctl.spec.recipe import Head, Heads
 from dinoctl.spec.stages import Distill
-from dinoctl.stages.attempt import Attempt
 from dinoctl.stages.models import OpenedModel, open_model, vit_config
 from dinoctl.stages.recipe import Recipe
 from dinoctl.stages.train import train

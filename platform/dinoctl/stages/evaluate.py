@@ -2,14 +2,15 @@
 
 import time
 
+from dinoctl.handover.attempt import Attempt
+from dinoctl.handover.output import Output, write_output
+from dinoctl.handover.progress import Progress
 from dinoctl.spec.stages import Evaluate, KnnProtocol
-from dinoctl.stages.attempt import Attempt
 from dinoctl.stages.data import dataset_uri
 from dinoctl.stages.measure import KnnData, Normalisation, knn_metrics, untrained
 from dinoctl.stages.models import OpenedModel, open_model
-from dinoctl.stages.output import Output, write_output
 from dinoctl.tracking.spool import Spool
-from dinoctl.training.context import Context, Progress
+from dinoctl.training.context import Context
 from dinoctl.training.loop import LoopResult
 
 

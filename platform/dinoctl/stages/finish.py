@@ -7,15 +7,16 @@ from importlib import metadata
 import torch.distributed as dist
 from torch import Tensor
 
+from dinoctl.handover.attempt import Attempt
+from dinoctl.handover.output import Output, write_output
+from dinoctl.handover.progress import Progress
 from dinoctl.model import VisionTransformer, ViTConfig
-from dinoctl.stages.attempt import Attempt
 from dinoctl.stages.data import dataset_uri
 from dinoctl.stages.measure import KnnData, Normalisation, dataset_hash, knn_metrics, untrained
 from dinoctl.stages.models import EXPORT, publish_export
-from dinoctl.stages.output import Output, write_output
 from dinoctl.stages.recipe import Recipe
 from dinoctl.tracking.gate import Evidence
-from dinoctl.training.context import Context, Progress
+from dinoctl.training.context import Context
 from dinoctl.training.engines.base import Engine
 from dinoctl.training.learner import Learner
 from dinoctl.training.loop import LoopResult

@@ -1,7 +1,7 @@
 """High-resolution adaptation: student, teacher and heads of a parent go on at a larger size (paper App. B.2)."""
 
+from dinoctl.handover.attempt import Attempt
 from dinoctl.spec.stages import HighRes
-from dinoctl.stages.attempt import Attempt
 from dinoctl.stages.models import open_model
 from dinoctl.stages.recipe import Recipe
 from dinoctl.stages.train import train

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dinoctl.data.storage import Storage, open_storage
+from dinoctl.handover.ledger import CHECKPOINTS, Ledger
 from dinoctl.model import (
     Exported,
     ProjectionHead,
@@ -24,9 +25,9 @@ from dinoctl.spec.errors import UserError
 from dinoctl.spec.model import ModelSpec
 from dinoctl.spec.sources import JobRef, ModelRef, ModelSource
 from dinoctl.training.learner import Network
-from dinoctl.training.ledger import Ledger
+from dinoctl.training.ledger import Checkpoint
 
-EXPORT, CHECKPOINTS = "export", "checkpoints"
+EXPORT = "export"
 
 
 def vit_config(model: ModelSpec, image_size: int) -> ViTConfig:
@@ -89,7 +90,7 @@ class OpenedModel:
         head = ledger.head()
         if head is None:
             return {}
-        checkpoint = ledger.open(head)
+        checkpoint = Checkpoint(ledger.storage, head)
         names = [name for name in checkpoint.names("param") if name.startswith("student.")]
         return {name.removeprefix("student."): checkpoint.tensor("param", name) for name in names}
 

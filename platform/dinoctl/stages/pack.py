@@ -1,10 +1,11 @@
 """Packing: image files become a dataset of tar shards with an index. Needs no GPU and no worker group."""
 
 from dinoctl.data import pack as packing
+from dinoctl.handover.attempt import Attempt
+from dinoctl.handover.output import Output, write_output
+from dinoctl.handover.progress import Progress
 from dinoctl.spec.stages import Pack
-from dinoctl.stages.attempt import Attempt
-from dinoctl.stages.output import Output, write_output
-from dinoctl.training.context import Context, Progress
+from dinoctl.training.context import Context
 from dinoctl.training.loop import LoopResult
 
 DATASET = "dataset"

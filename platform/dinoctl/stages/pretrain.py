@@ -2,8 +2,8 @@
 
 import torch
 
+from dinoctl.handover.attempt import Attempt
 from dinoctl.spec.stages import Pretrain
-from dinoctl.stages.attempt import Attempt
 from dinoctl.stages.models import vit_config
 from dinoctl.stages.recipe import Recipe
 from dinoctl.stages.train import train

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from dinoctl.data.batch import Batch, normalise, to_device
 from dinoctl.data.loader import TrainLoader
-from dinoctl.stages.attempt import Attempt
+from dinoctl.handover.attempt import Attempt
+from dinoctl.handover.ledger import CHECKPOINTS, Ledger
 from dinoctl.stages.data import Data, open_data
 from dinoctl.stages.finish import finish, versions
-from dinoctl.stages.models import CHECKPOINTS
 from dinoctl.stages.recipe import Recipe
 from dinoctl.tracking.spool import Spool
 from dinoctl.training.context import Context
@@ -19,7 +19,7 @@ from dinoctl.training.engines.base import Engine
 from dinoctl.training.engines.build import build_engine
 from dinoctl.training.groups import parameter_groups
 from dinoctl.training.learner import Learner
-from dinoctl.training.ledger import Ledger, LedgerWriter, WriterIdentity
+from dinoctl.training.ledger import Checkpoint, LedgerWriter, WriterIdentity
 from dinoctl.training.loop import Loop, LoopResult, LoopSettings
 from dinoctl.training.schedules import RecipeSchedules
 
@@ -55,7 +55,7 @@ def _resume(attempt: Attempt, context: Context, ledger: Ledger, engine: Engine) 
     head = ledger.head(attempt.spec_hash)
     if head is None:
         return 0
-    engine.load(ledger.open(head).read, head.step)
+    engine.load(Checkpoint(ledger.storage, head).read, head.step)
     return head.step
 
 

@@ -13,18 +13,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a job is. Times in seconds, ``eta_s`` None until a rate is known."""
-
-    step: int
-    steps: int
-    images_per_s: float
-    eta_s: float | None
-    checkpoint_step: int
-    loss: float | None = None
-    phase: str = "train"
+from dinoctl.handover.progress import Progress
 
 
 class Context(Protocol):

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dinoctl.data.batch import Batch
+from dinoctl.handover.progress import Progress
 from dinoctl.spec.errors import UserError
-from dinoctl.training.context import Context, Progress
+from dinoctl.training.context import Context
 from dinoctl.training.engines.base import Engine
 from dinoctl.training.groups import apply
 from dinoctl.training.ledger import LedgerWriter

@@ -2,14 +2,26 @@
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dinoctl.stages.attempt import Attempt
-from dinoctl.training.context import Progress
+from dinoctl.handover.attempt import Attempt
 
 _FILE = "progress.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job is. Times in seconds, ``eta_s`` None until a rate is known."""
+
+    step: int
+    steps: int
+    images_per_s: float
+    eta_s: float | None
+    checkpoint_step: int
+    loss: float | None = None
+    phase: str = "train"
 
 
 class ProgressFile:

@@ -5,9 +5,9 @@ import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dinoctl.handover.attempt import Attempt
+from dinoctl.handover.ledger import FencedError
 from dinoctl.spec.errors import EnvironmentProblem, UserError
-from dinoctl.stages.attempt import Attempt
-from dinoctl.training.ledger import FencedError
 
 _OUTCOME, _RESULT = "outcome.json", "result.json"
 

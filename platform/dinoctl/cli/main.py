@@ -1,0 +1,39 @@
+"""``dinoctl``: assembling the commands, and turning errors into one line and an exit code (design §9)."""
+
+import sys
+
+import typer
+
+from dinoctl.cli import jobs, run, spec, system
+
+app = typer.Typer(
+    name="dinoctl",
+    help="From a few lines of YAML to a DINOv2-class vision foundation model.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for module in (run, spec, jobs, system):
+    module.add_to(app)
+
+
+def main() -> None:
+    """Exit codes: 0 done, 1 a job failed or a bug, 2 the user's mistake, 3 the surroundings, 130 Ctrl-C."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        from dinoctl.spec.errors import EnvironmentProblem, UserError
+
+        if isinstance(error, BrokenPipeError):
+            sys.exit(141)
+        if not isinstance(error, (UserError, EnvironmentProblem)):
+            raise
+        sys.stderr.write(f"{_red('error')}: {error}\n" if "\n" not in str(error) else f"{error}\n")
+        sys.exit(2 if isinstance(error, UserError) else 3)
+
+
+def _red(text: str) -> str:
+    return f"\x1b[31m{text}\x1b[0m" if sys.stderr.isatty() else text

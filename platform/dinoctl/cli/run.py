@@ -1,0 +1,46 @@
+"""``run``: documents to promoted models on this machine."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dinoctl.cli.options import STATE_DEFAULT, Files, Format, Output, State
+
+
+def add_to(app: typer.Typer) -> None:
+    """Registers the command."""
+    app.command()(run)
+
+
+def run(
+    files: Files,
+    state_dir: State = STATE_DEFAULT,
+    restart: Annotated[
+        list[str] | None, typer.Option("--restart", help="Do this job again, and what descends from it.", metavar="JOB")
+    ] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Run documents on this machine, one attempt at a time, until all is done.
+
+    The same command goes on after Ctrl-C or a crash: finished jobs stay, the interrupted one resumes.
+    """
+    from dinoctl.cli.screen import screen
+    from dinoctl.cli.tables import print_states
+    from dinoctl.local.accept import accept
+    from dinoctl.local.executor import Executor
+    from dinoctl.local.state import StateDir
+    from dinoctl.local.tracking import Tracking
+    from dinoctl.spec.load import load
+    from dinoctl.spec.resolve import resolve
+
+    jobs = resolve(load(files))
+    state = StateDir(state_dir)
+    pipeline = Path(files[0]).stem if files[0] != "-" else "stdin"
+    with state.locked():
+        accept(state, jobs, restart or [])
+        with screen(jobs, quiet=output is Format.JSON) as shown:
+            executor = Executor(state, jobs, Tracking(state, pipeline), shown.update)
+            executor.run()
+        code = print_states(state, [job.name for job in jobs], output, final=True)
+    raise typer.Exit(code)

@@ -1,0 +1,95 @@
+"""Taking documents into the state directory: new ones are written down, changed ones are refused (never silently
+reused, never silently redone), restarts begin a new life.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from dinoctl.lifecycle import restart
+from dinoctl.local.observe import wanted
+from dinoctl.local.state import StateDir, Wishes
+from dinoctl.spec.errors import UserError
+from dinoctl.spec.resolve import ResolvedJob
+
+_SHOWN = 5
+
+
+def accept(state: StateDir, jobs: Sequence[ResolvedJob], restarts: Collection[str]) -> None:
+    """Call with the directory locked.
+
+    Raises:
+        UserError: a job that has begun was changed, or a name in ``restarts`` is not among the jobs.
+    """
+    names = [job.name for job in jobs]
+    unknown = sorted(set(restarts) - set(names))
+    if unknown:
+        raise UserError(f"--restart {unknown[0]}: no such job in these files; jobs: {', '.join(names)}")
+    again = _with_children(jobs, restarts)
+    for job in jobs:
+        if job.name not in again:
+            _refuse_change(state, job)
+    for job in jobs:
+        _take(state, job, again=job.name in again)
+
+
+def _with_children(jobs: Sequence[ResolvedJob], restarts: Collection[str]) -> set[str]:
+    """What descends from a restarted job must run again too. Jobs come parents first."""
+    again = set(restarts)
+    for job in jobs:
+        if again & set(job.parents):
+            again.add(job.name)
+    return again
+
+
+def _refuse_change(state: StateDir, job: ResolvedJob) -> None:
+    status = state.job(job.name).status
+    document = state.job(job.name).document
+    if status is None or not status.attempts or document is None or status.spec_hash == job.spec_hash:
+        return
+    changes = list(differences(document["spec"], job.to_dict()["spec"]))
+    shown = "; ".join(changes[:_SHOWN]) or f"one of its parents changed ({', '.join(job.parents)})"
+    more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
+    raise UserError(
+        f"{job.file}: {job.name} has run already with another spec: {shown}{more}; "
+        f"run with --restart {job.name} to do it again, or give the job a new name"
+    )
+
+
+def _take(state: StateDir, job: ResolvedJob, *, again: bool) -> None:
+    files = state.job(job.name)
+    status = files.status
+    fresh = status is None or not status.attempts
+    if again and status is not None:
+        files.save_wishes(Wishes())
+        try:
+            files.save_status(restart(status, wanted(job, Wishes())))
+        except ValueError as error:
+            raise UserError(str(error)) from None
+    elif fresh and status is not None and status.spec_hash != job.spec_hash:
+        (files.directory / "status.json").unlink()  # nothing has run yet, so nothing is lost
+    files.save_document({**job.to_dict(), "file": job.file, "specHash": job.spec_hash, "parents": list(job.parents)})
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "spec") -> Iterator[str]:
+    """``spec.pretrain.steps was 600, is 700`` for every leaf that decides the result."""
+    for key in sorted({*old, *new}):
+        where = f"{path}.{key}"
+        if where in _FREE:
+            continue
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from differences(before, after, where)
+        elif before != after:
+            yield f"{where} was {_show(before)}, is {_show(after)}"
+
+
+# What may change between runs without changing the result (see spec.resolve.spec_hash).
+_FREE = {
+    *("spec.policy", "spec.suspend", "spec.profile", "spec.storage"),
+    *(f"spec.compute.{name}" for name in ("workers", "gpusPerWorker", "cpusPerWorker", "threadsPerWorker")),
+    *("spec.compute.loaderWorkers", "spec.compute.engine"),
+}
+
+
+def _show(value: Any) -> str:
+    return "not set" if value is None else str(value)

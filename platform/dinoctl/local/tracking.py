@@ -1,0 +1,122 @@
+"""MLflow for a local run: runs, shipped metrics, promotion. All of it idempotent, none of it in training's way."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dinoctl.data.storage import open_storage
+from dinoctl.handover.output import read_evidence, read_output
+from dinoctl.lifecycle import Status
+from dinoctl.local.observe import judge
+from dinoctl.local.state import JobState, StateDir, write_atomic
+from dinoctl.spec.resolve import ResolvedJob
+from dinoctl.tracking.gate import Champion
+
+_FLUSH_S = 30.0
+
+
+class Tracking:
+    """The tracking side of one ``dinoctl run``. MLflow is imported at first use: it takes seconds."""
+
+    def __init__(self, state: StateDir, pipeline: str) -> None:
+        self._state, self._uri, self._pipeline = state, state.tracking_uri, pipeline
+        self._shippers: dict[str, Any] = {}
+        self._runs: dict[str, str] = {}
+
+    def begin(self, job: ResolvedJob, state: JobState, status: Status, attempt: int) -> str:
+        """The job's run id; starts shipping its metrics."""
+        from dinoctl.tracking.mlflow_runs import ensure_run, log_params
+
+        tags = {"dinoctl.attempt": str(attempt), "dinoctl.stage": job.kind, **job.labels}
+        runs = ensure_run(self._uri, self._pipeline, self._pipeline, job.name, job.spec_hash, tags)
+        log_params(self._uri, runs.child, job.to_dict()["spec"])
+        self._runs[job.name] = runs.child
+        self._ship(job.name, state.spool(status), runs.child)
+        return runs.child
+
+    def _ship(self, name: str, spool: Path, run_id: str) -> None:
+        from dinoctl.tracking.background import BackgroundShipper
+        from dinoctl.tracking.client import connect
+        from dinoctl.tracking.shipper import Shipper
+
+        self.pause(name)
+        spool.mkdir(parents=True, exist_ok=True)
+        shipper = Shipper(spool, lambda: connect(self._uri), run_id, spool / "shipped.json")
+        self._shippers[name] = BackgroundShipper(shipper)
+        self._shippers[name].start()
+
+    def pause(self, name: str) -> None:
+        """Ships what is there and ends the shipping of a job."""
+        if shipper := self._shippers.pop(name, None):
+            shipper.stop(_FLUSH_S)
+
+    def champion(self, job: ResolvedJob) -> Champion | None:
+        """The present champion, if the gate compares with it."""
+        from dinoctl.tracking.registry import champion
+
+        gate = job.spec.gate
+        if gate is None or gate.promote is None or gate.champion_margin is None:
+            return None
+        return champion(self._uri, gate.promote.model, gate.promote.alias)
+
+    def promote(self, job: ResolvedJob, state: JobState, status: Status, champion: Champion | None) -> None:
+        """Registers the export and moves the alias; then leaves the mark that the lifecycle looks for."""
+        from dinoctl.tracking.registry import register
+
+        storage = open_storage(state.storage_uri(status))
+        proof, output, gate = read_evidence(storage), read_output(storage), job.spec.gate
+        decision = judge(job, proof, champion)
+        if proof is None or output is None or decision is None or gate is None or gate.promote is None:
+            return
+        registered = register(
+            self._uri,
+            model=gate.promote.model,
+            alias=gate.promote.alias,
+            source_uri=storage.child("export").uri,
+            run_id=self._run(job),
+            evidence=proof,
+            decision=decision,
+            tags={"dinoctl.job": job.name},
+        )
+        mark = {
+            "model": registered.model,
+            "version": registered.version,
+            "alias": registered.alias,
+            "spec_hash": job.spec_hash,
+            "attempt": output.attempt,
+        }
+        self._mark(state, status, "promotion.json", mark)
+
+    def finalize(self, job: ResolvedJob, state: JobState, status: Status, *, complete: bool) -> None:
+        """Ships the rest and closes the run."""
+        from dinoctl.tracking.mlflow_runs import close_run, log_dataset, set_tags
+
+        run_id = self._run(job)
+        self._ship(job.name, state.spool(status), run_id)
+        self.pause(job.name)
+        output = read_output(open_storage(state.storage_uri(status)))
+        if output is not None and "dataset_hash" in output.summary:
+            dataset = str(output.summary["dataset_hash"])
+            set_tags(self._uri, run_id, {"dinoctl.dataset_hash": dataset})
+            log_dataset(self._uri, run_id, job.name, dataset, state.storage_uri(status))
+        close_run(self._uri, run_id, "FINISHED" if complete else "FAILED")
+        self._mark(state, status, "finalized", {"complete": complete})
+
+    def close(self) -> None:
+        """Ships what is there."""
+        for name in list(self._shippers):
+            self.pause(name)
+
+    def _run(self, job: ResolvedJob) -> str:
+        from dinoctl.tracking.mlflow_runs import ensure_run
+
+        if job.name not in self._runs:
+            self._runs[job.name] = ensure_run(self._uri, self._pipeline, self._pipeline, job.name, job.spec_hash).child
+        return self._runs[job.name]
+
+    @staticmethod
+    def _mark(state: JobState, status: Status, name: str, content: Mapping[str, object]) -> None:
+        directory = state.directory / state.life(status)
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomic(directory / name, json.dumps(content))
