@@ -18,7 +18,6 @@ from PIL import Image
 
 from dinoctl.data.augment import MultiCrop
 from dinoctl.data.dataset import Dataset
-from dinoctl.data.decode import open_image
 from dinoctl.data.errors import DataError
 from dinoctl.data.mask import masks
 from dinoctl.data.order import Order, lanes_of
@@ -142,7 +141,7 @@ class Assembler:
         """The first image of the lane from ``step`` on that can be read, and which it is."""
         for later in range(1, _REPLACEMENTS + 1):
             try:
-                return open_image(self.datasets[source].read(sample)), source, sample, epoch
+                return self.datasets[source].image(sample), source, sample, epoch
             except DataError as error:
                 bad.append(BadSample(self._identity(source, sample), str(error)))
             picks = self.order.picks(step + later, self.lanes[lane : lane + 1])

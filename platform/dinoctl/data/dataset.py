@@ -7,7 +7,9 @@ import difflib
 import numpy as np
 from google_crc32c import value as crc32c
 from numpy.typing import NDArray
+from PIL import Image
 
+from dinoctl.data.decode import open_image
 from dinoctl.data.errors import DataError
 from dinoctl.data.index import Index, open_index
 from dinoctl.data.manifest import Manifest, SplitInfo, read_manifest
@@ -82,6 +84,19 @@ class Dataset:
         raise DataError(
             f"{self._storage.uri}/{path}: sample {i} (bytes {start} to {start + length}) is corrupt: wrong CRC"
         )
+
+    def image(self, i: int) -> Image.Image:
+        """Sample ``i`` decoded, of mode RGB or L.
+
+        Raises:
+            DataError: the bytes are corrupt or no image; names the sample.
+            StorageError: the shard cannot be read.
+        """
+        data = self.read(i)
+        try:
+            return open_image(data)
+        except DataError as error:
+            raise DataError(f"{self.uri}: sample {i} of {self.split!r}: {error}") from error
 
 
 def _reopen(uri: str, split: str, expected: str) -> Dataset:

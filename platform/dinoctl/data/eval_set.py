@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dinoctl.data.batch import normalise
 from dinoctl.data.dataset import Dataset
-from dinoctl.data.decode import Pixels, open_image
+from dinoctl.data.decode import Pixels
 from dinoctl.data.errors import DataError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -66,7 +66,7 @@ class EvalSet:
 
     def image(self, i: int) -> Pixels:
         """Sample ``i`` as (3, S, S) uint8."""
-        pixels = np.asarray(centre(open_image(self.dataset.read(i)).convert("RGB"), self.image_size, self.resize))
+        pixels = np.asarray(centre(self.dataset.image(i).convert("RGB"), self.image_size, self.resize))
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 

@@ -4,7 +4,8 @@ With ``workers=0`` batches are made when they are asked for. Else worker w of n 
 ..., each in a child process that writes into memory shared with the trainer, a bounded number of batches ahead. What
 a batch holds depends on neither.
 
-Processes, not threads: on small images nearly all time is Python's own, and on large ones half of it is.
+Processes, not threads: on small images nearly all time is Python's own, and two threads made 0.55
+times the images of one (digits, two 16-pixel and four 8-pixel crops, two cores).
 """
 
 from __future__ import annotations

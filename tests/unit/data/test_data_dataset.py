@@ -4,9 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import MakeFolder
 
 from dinoctl.data.dataset import Dataset
 from dinoctl.data.errors import DataError, StorageError
+from dinoctl.data.pack import pack
 
 
 @pytest.fixture
@@ -75,3 +77,15 @@ def test_travels_to_other_processes(copy: Path) -> None:
 
 def test_file_uri(digits_path: Path, digits: Dataset) -> None:
     assert Dataset.open(f"file://{digits_path}").hash == digits.hash
+
+
+def test_what_is_no_image_is_named(make_folder: MakeFolder, tmp_path: Path) -> None:
+    source = make_folder(6)
+    half = (source / "0001.png").read_bytes()[:200]  # an intact header, which is all that is looked at unverified
+    (source / "0001.png").write_bytes(half)
+    pack(str(source), tmp_path / "set", verify=False)
+    dataset = Dataset.open(str(tmp_path / "set"))
+    number = dataset.keys().index("0001")
+    assert dataset.read(number) == half
+    with pytest.raises(DataError, match=f"sample {number} of 'train': not a readable image"):
+        dataset.image(number)
