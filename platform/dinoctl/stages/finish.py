@@ -14,6 +14,7 @@ from dinoctl.model import VisionTransformer, ViTConfig
 from dinoctl.stages.data import dataset_uri
 from dinoctl.stages.measure import KnnData, Normalisation, dataset_hash, knn_metrics, untrained
 from dinoctl.stages.models import EXPORT, publish_export
+from dinoctl.stages.pictures import draw_pictures
 from dinoctl.stages.recipe import Recipe
 from dinoctl.tracking.gate import Evidence
 from dinoctl.training.context import Context
@@ -40,12 +41,15 @@ def finish(
     if context.rank == 0:
         context.report(Progress(result.step, recipe.steps, result.images_per_s, None, result.step, phase="export"))
         about = _about(attempt, recipe, data_hash, image_size, result.step)
-        backbone, heads = split_state(state)
+        weights, heads = split_state(state)
         export = attempt.storage.child(EXPORT)
-        export_hash = publish_export(export, config, backbone, heads, about, _card(about, config))
+        export_hash = publish_export(export, config, weights, heads, about, _card(about, config))
         context.report(Progress(result.step, recipe.steps, result.images_per_s, None, result.step, phase="gate"))
-    metrics = _measure(attempt, context, recipe, _replicate(context, config, state))
+    backbone = _replicate(context, config, state)
+    norm = Normalisation(recipe.crops.augmentation.mean, recipe.crops.augmentation.std)
+    metrics = _measure(attempt, context, norm, backbone)
     if context.rank == 0:
+        draw_pictures(attempt, context, backbone, norm)
         summary: dict[str, float | str] = {"images_per_s": result.images_per_s, "dataset_hash": data_hash, **metrics}
         output = Output(attempt.spec.kind, attempt.spec_hash, attempt.number, result.step, export_hash, summary)
         write_output(attempt.storage, output, _evidence(attempt, metrics, export_hash))
@@ -97,12 +101,11 @@ def _replicate(context: Context, config: ViTConfig, state: Mapping[str, Tensor])
     return backbone
 
 
-def _measure(attempt: Attempt, context: Context, recipe: Recipe, backbone: VisionTransformer) -> dict[str, float]:
+def _measure(attempt: Attempt, context: Context, norm: Normalisation, backbone: VisionTransformer) -> dict[str, float]:
     """The gate's metrics of the trained and of the untrained backbone, on rank 0."""
     gate = attempt.spec.gate
     if gate is None:
         return {}
-    norm = Normalisation(recipe.crops.augmentation.mean, recipe.crops.augmentation.std)
     data = KnnData(dataset_uri(gate.dataset), gate.train_split, gate.test_split)
     trained = knn_metrics(context, backbone, gate.knn, data, norm, "")
     blank = untrained(backbone.config, attempt.spec.seed)
