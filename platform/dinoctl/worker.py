@@ -70,13 +70,13 @@ def _alone(attempt: Attempt) -> Outcome:
 def _in_group(attempt: Attempt, path: Path) -> Outcome:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
     compute = attempt.spec.compute
     use_gpu = compute.gpus_per_worker > 0
-    _start_ray(compute.workers * compute.cpus_per_worker)
+    _start_ray(compute.workers * compute.cpus_per_worker, use_gpu)
     try:
-        TorchTrainer(
+        _trainer_class()(
             rank_main,
             train_loop_config={"job": str(path)},
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
@@ -94,6 +94,25 @@ def _in_group(attempt: Attempt, path: Path) -> Outcome:
         ray.shutdown()
     outcome = Outcome.read_result(attempt.scratch)
     return outcome or Outcome(attempt.number, "failed", "Infrastructure", "the workers ended without a result")
+
+
+def _trainer_class() -> Any:
+    """On a Ray of our own nothing is left to clean up after us, and without a dashboard Ray Train's cleaner can't look
+    and says so every second. The hook is private; without it the log is longer.
+    """
+    from ray.train.torch import TorchTrainer
+
+    if os.environ.get("RAY_ADDRESS"):
+        return TorchTrainer
+
+    base: Any = TorchTrainer
+
+    class LocalTrainer(base):  # type: ignore[misc]
+        def _create_default_callbacks(self) -> list[Any]:
+            made = super()._create_default_callbacks()
+            return [one for one in made if type(one).__name__ != "PlacementGroupCleanerCallback"]
+
+    return LocalTrainer
 
 
 def rank_main(config: Mapping[str, Any]) -> None:
@@ -129,7 +148,7 @@ def _preemption_notice() -> bool:
     return notice is not None and notice() is not None
 
 
-def _start_ray(cpus: float) -> None:
+def _start_ray(cpus: float, use_gpu: bool) -> None:
     """Joins the cluster of RAY_ADDRESS (a RayJob's driver, tests), or starts one on this machine."""
     import ray
 
@@ -137,6 +156,8 @@ def _start_ray(cpus: float) -> None:
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if use_gpu else "cpu")
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=True)
         return

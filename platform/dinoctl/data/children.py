@@ -27,7 +27,7 @@ Handler = Callable[[Any], Any]
 _LENGTH = struct.Struct("<Q")
 
 
-class ChildDied(RuntimeError):
+class ChildDied(OSError):
     """A child ended without being told to: killed, out of memory, or crashed in native code."""
 
 

@@ -3,12 +3,14 @@
 Both carry one clear line: what is wrong, where, and what to do. Callers print it without a traceback.
 """
 
+from dinoctl.spec.errors import EnvironmentProblem, UserError
 
-class DataError(ValueError):
+
+class DataError(UserError):
     """The user's mistake or broken data: names the path and the fix. Exit code 2."""
 
 
-class StorageError(OSError):
+class StorageError(EnvironmentProblem):
     """The environment failed (missing bucket, no credentials, full disk): what was tried, what to do. Exit code 3."""
 
 

@@ -122,7 +122,10 @@ def _registered(reference: str, tracking_uri: str | None) -> str:
 
     if tracking_uri is None:
         raise UserError(f"{reference}: there is no MLflow registry here; give a path or run with tracking")
-    return resolve_model(tracking_uri, reference).source
+    try:
+        return resolve_model(tracking_uri, reference).source
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def fetch(storage: Storage, origin: str) -> Path:
