@@ -70,7 +70,12 @@ def _decode_fields(kind: Any, value: Any, path: str) -> Any:
 
 def _decode_plain(kind: Any, value: Any, path: str) -> Any:
     if issubclass(kind, StrEnum):
-        return kind(value) if value in list(kind) else _refuse(path, f"one of {', '.join(kind)}", value)
+        words = kind._value2member_map_
+        return (
+            words[value]
+            if isinstance(value, str) and value in words
+            else _refuse(path, f"one of {', '.join(kind)}", value)
+        )
     if kind is float and type(value) is int:
         return float(value)
     return value if type(value) is kind else _refuse(path, f"a {kind.__name__}", value)
@@ -85,6 +90,7 @@ def _hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
+@cache
 def _camel(name: str) -> str:
     head, *rest = name.split("_")
     return head + "".join(part.capitalize() for part in rest)

@@ -44,8 +44,8 @@ def restart(status: Status, job: Job) -> Status:
 def may_start(scene: Scene) -> bool:
     """Nothing stands against the next attempt but, perhaps, the parents and the delay."""
     status = scene.status
-    held = status.outcome or status.output or status.live or status.deleted_at is not None
-    return not (held or status.suspended_at is not None or scene.respecified or scene.strays)
+    held = status.outcome or status.output or status.live or status.suspended_at is not None
+    return not (held or scene.respecified or scene.strays)
 
 
 def _respecify(scene: Scene) -> Scene:

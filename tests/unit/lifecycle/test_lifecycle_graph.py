@@ -4,7 +4,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dinoctl.lifecycle import Cause, Job, ParentState, Phase
@@ -52,6 +52,7 @@ def test_a_long_chain_needs_no_recursion() -> None:
     assert len(order(jobs(chain))) == 3_000
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from("abcdef"), st.lists(st.sampled_from("abcdef"), max_size=3).map(tuple)))
 def test_an_order_or_a_cycle(edges: dict[str, tuple[str, ...]]) -> None:
     cycle = find_cycle(edges)

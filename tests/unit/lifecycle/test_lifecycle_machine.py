@@ -27,6 +27,7 @@ from dinoctl.lifecycle import (
     Reason,
     Retries,
     Status,
+    StopAttempt,
     StopReason,
     Truth,
     decide,
@@ -133,6 +134,8 @@ class LifecycleMachine(RuleBasedStateMachine):
             again = decide(self.job, decision.status, replace(observed, after=None), self.world.now)
             assert len([a for a in again.status.attempts if a.live]) <= 1
         self._check(self.stored, decision.status, observed)
+        if observed.after == (self.stored.revision if self.stored else 0):
+            self._check_wishes(decision)
         return decision
 
     def _act(self, decision: Decision, effects: int | None = None) -> None:
@@ -148,20 +151,37 @@ class LifecycleMachine(RuleBasedStateMachine):
         assert all(n < after.next_attempt for n in numbers)
         self._check_outcome(after)
         self._check_conditions(before, after)
-        if before is not None:
-            self._check_step(before, after, observed)
+        self._check_step(before or Status(after.spec_hash, next_attempt=0), after, observed)
 
     def _check_step(self, before: Status, after: Status, observed: Observed) -> None:
         assert after.next_attempt >= before.next_attempt
         assert before.outcome is None or after.outcome == before.outcome, "an outcome stands"
         assert (after.attempts == before.attempts) or after.revision > before.revision
-        new = [a for a in after.attempts if a.number >= before.next_attempt]
+        new = [a for a in after.attempts if a.number >= max(1, before.next_attempt)]
         if new:
             self._check_start(before, after, observed)
         for old in before.attempts:
             now = next((a for a in after.attempts if a.number == old.number), None)
             if old.live and now and not now.live:
                 self._check_ended(now, observed)
+
+    def _check_wishes(self, decision: Decision) -> None:
+        """Whoever is asked to stop, or is overdue, is being stopped, and told so in each round."""
+        status, live = decision.status, decision.status.live
+        if live is None:
+            return
+        asked = self.job.delete or (self.job.suspend and status.outcome is None)
+        assert live.state is AttemptState.STOPPING or not (asked or self._overdue(status))
+        told = any(isinstance(a, StopAttempt) and a.number == live.number for a in decision.actions)
+        assert told == (live.state is AttemptState.STOPPING)
+        if status.outcome:
+            assert live.stop_at is not None
+            assert self.world.now - live.stop_at >= self.job.patience.give_up_s, "ended before its attempt"
+
+    def _overdue(self, status: Status) -> bool:
+        if self.job.deadline_s is None or status.began_at is None or status.suspended_at is not None or status.output:
+            return False
+        return self.world.now - status.began_at - status.suspended_s >= self.job.deadline_s
 
     def _check_ended(self, attempt: Attempt, observed: Observed) -> None:
         execution = observed.execution(attempt.number)
@@ -270,7 +290,7 @@ ON_CI = bool(os.environ.get("CI"))
 TestLifecycle = LifecycleMachine.TestCase
 TestLifecycle.settings = settings(
     max_examples=int(os.environ.get("DINOCTL_LIFECYCLE_EXAMPLES", "2000")),
-    stateful_step_count=30,
+    stateful_step_count=25,
     deadline=None,
     derandomize=ON_CI,
     database=None if ON_CI else settings.default.database,

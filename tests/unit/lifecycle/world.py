@@ -127,6 +127,7 @@ class World:
         live = status.live
         if live and live.number == action.number:
             assert live.state is AttemptState.STOPPING, "stopped without intent"
+            assert action.reason is not StopReason.SUPERSEDED or live.started_at is None, "a changed spec kills nothing"
             assert action.reason in self.wishes or self._overdue(action, status), f"nobody asked for {action}"
         else:
             assert action.reason is StopReason.SUPERSEDED
@@ -183,16 +184,16 @@ class World:
             self.head = LedgerHead((self.head.step if self.head else 0) + 10, self.now, number)
         elif event.startswith("die:"):
             process.phase, process.cause = Phase.FAILED, Cause(event[4:])
-        elif event in ("output", "success"):
-            self.export(number, process.spec_hash)
+        elif event in ("output", "success", "half"):
+            self.export(number, process.spec_hash, whole=event != "half")
         elif event == "empty":
             process.phase = Phase.SUCCEEDED
         if event == "success":
             process.phase = Phase.SUCCEEDED
 
-    def export(self, number: int, spec_hash: str) -> None:
+    def export(self, number: int, spec_hash: str, whole: bool) -> None:
         self.output = Output(100, spec_hash, number)
-        if self.job.gated:
+        if self.job.gated and whole:
             self.evidence = Evidence(self.gate_passes, "gate", "h", spec_hash, number)
 
     def reap(self) -> None:
@@ -213,4 +214,17 @@ TOGGLES: dict[str, Callable[[World], None]] = {
     "reap": World.reap,
 }
 DEATHS = tuple(f"die:{cause.value}" for cause in Cause if cause is not Cause.SUCCEEDED)
-EVENTS = ("admit", "admit", "success", "success", "output", "empty", "checkpoint", "vanish", "obey", *DEATHS, *TOGGLES)
+EVENTS = (
+    "admit",
+    "admit",
+    "success",
+    "success",
+    "output",
+    "half",
+    "empty",
+    "checkpoint",
+    "vanish",
+    "obey",
+    *DEATHS,
+    *TOGGLES,
+)
