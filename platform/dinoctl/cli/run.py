@@ -1,11 +1,14 @@
 """``run``: documents to promoted models on this machine."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dinoctl.cli.options import STATE_DEFAULT, Files, Format, Output, State
+
+if TYPE_CHECKING:
+    from dinoctl.local.state import StateDir
 
 
 def add_to(app: typer.Typer) -> None:
@@ -41,6 +44,19 @@ def run(
         accept(state, jobs, restart or [])
         with screen(jobs, quiet=output is Format.JSON) as shown:
             executor = Executor(state, jobs, Tracking(state, pipeline), shown.update)
-            executor.run()
+            try:
+                executor.run()
+            finally:  # after Ctrl-C and errors too: what there is so far
+                _report(state, [job.name for job in jobs])
         code = print_states(state, [job.name for job in jobs], output, final=True)
     raise typer.Exit(code)
+
+
+def _report(state: "StateDir", names: list[str]) -> None:
+    """Writes the report. Runs don't fail for it: all that it shows is in the state directory."""
+    from dinoctl.local.report import write_report
+
+    try:
+        write_report(state, names)
+    except Exception as error:
+        typer.echo(f"no report was written: {type(error).__name__}: {error}", err=True)
