@@ -8,7 +8,16 @@ fields is written as None and filled by ``resolve``; ``derived`` declares it and
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 from pydantic.alias_generators import to_camel
 
 
@@ -26,6 +35,17 @@ class Section(BaseModel):
         serialize_by_alias=True,
         allow_inf_nan=False,
     )
+
+    @model_serializer(mode="wrap")
+    def _keep_nulls(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """With ``exclude_none`` a null that differs from the default (``layerScale: null``) still has to be written,
+        or the document that is read back would be another one.
+        """
+        written: dict[str, Any] = handler(self)
+        for name, info in type(self).model_fields.items():
+            if getattr(self, name) is None and info.default is not None:
+                written.setdefault(info.alias or name, None)
+        return written
 
 
 def paper(default: Any, description: str, source: str, **limits: Any) -> Any:
@@ -61,7 +81,7 @@ def parse_duration(value: object) -> object:
     parts = _DURATION.findall(text)
     if not parts or _DURATION.sub("", text).strip():
         raise ValueError(f"{value!r} is not a duration; write for example 90s, 15m, 12h or 30d")
-    return float(sum(float(number) * _SECONDS[unit] for number, unit in parts))
+    return float(sum(float(number) * _SECONDS[unit] for number, unit in parts))  # inf is refused by the model
 
 
 _BYTES = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -79,32 +99,54 @@ def parse_bytes(value: object) -> object:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", value.strip())
     if match is None or match[2].upper() not in _BYTES:
         raise ValueError(f"{value!r} is not a size; write for example 256MiB or 1GB")
-    return int(float(match[1]) * _BYTES[match[2].upper()])
+    size = float(match[1]) * _BYTES[match[2].upper()]
+    if size >= 2**63:
+        raise ValueError(f"{value!r} is too large a size")
+    return int(size)
 
 
 def _plain_seconds(value: float) -> str:
-    return f"{value:g}s"
+    return f"{value:.15f}".rstrip("0").rstrip(".") + "s" if value % 1 else f"{value:.0f}s"
 
 
+DURATION_PATTERN = r"^\s*(\d+(\.\d+)?\s*(s|m|h|d)\s*)+$"
+SIZE_PATTERN = r"^\s*\d+(\.\d+)?\s*([kKmMgG][iI]?[bB])?\s*$"
+Positive = Annotated[float, Field(gt=0.0)]
 Duration = Annotated[
-    float,
-    BeforeValidator(parse_duration, json_schema_input_type=str | float),
+    Positive,
+    BeforeValidator(
+        parse_duration,
+        json_schema_input_type=Annotated[str, Field(pattern=DURATION_PATTERN)] | Annotated[float, Field(gt=0)],
+    ),
     PlainSerializer(_plain_seconds, return_type=str),
 ]
-Size = Annotated[int, BeforeValidator(parse_bytes, json_schema_input_type=str | int)]
+Size = Annotated[
+    int,
+    BeforeValidator(
+        parse_bytes, json_schema_input_type=Annotated[str, Field(pattern=SIZE_PATTERN)] | Annotated[int, Field(ge=1)]
+    ),
+]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 Steps = Annotated[int, Field(ge=1)]
+
+
+def as_tuple(value: object) -> object:
+    """YAML has lists only."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _ordered(value: tuple[float, float]) -> tuple[float, float]:
     if value[0] > value[1]:
-        raise ValueError(f"the first number must not exceed the second, got {list(value)}")
+        raise ValueError(f"the first number must not exceed the second, got {list(value)}; swap them")
     return value
 
 
-def _as_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-Pair = Annotated[tuple[float, float], BeforeValidator(_as_tuple, json_schema_input_type=tuple[float, float])]
-Interval = Annotated[Pair, AfterValidator(_ordered)]
+_Tuple, _Ordered = BeforeValidator(as_tuple), AfterValidator(_ordered)
+PositiveInterval = Annotated[tuple[Positive, Positive], _Tuple, _Ordered]
+UnitInterval = Annotated[tuple[Probability, Probability], _Tuple, _Ordered]
+ShareInterval = Annotated[tuple[Share, Share], _Tuple, _Ordered]
+Decays = Annotated[tuple[Decay, Decay], _Tuple]
+PositiveRgb = Annotated[tuple[Positive, Positive, Positive], _Tuple]
+Rgb = Annotated[tuple[float, float, float], _Tuple]

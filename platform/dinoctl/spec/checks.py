@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 
+from dinoctl.spec.complete import Trained, trained_parent
 from dinoctl.spec.job import JobSpec
 from dinoctl.spec.model import ModelSpec
+from dinoctl.spec.policy import KnnSettings
 from dinoctl.spec.recipe import Crops, Heads, Schedules
-from dinoctl.spec.sources import JobRef
-from dinoctl.spec.stages import Distill, HighRes, Pretrain
+from dinoctl.spec.stages import Distill, Evaluate, HighRes, Pretrain
 from dinoctl.spec.yamldoc import Path
 
 Finding = tuple[Path, str]
@@ -14,20 +15,54 @@ Finding = tuple[Path, str]
 
 def check(spec: JobSpec, others: Mapping[str, JobSpec]) -> Iterator[Finding]:
     """Findings of one resolved job; ``others`` are the resolved jobs it may refer to."""
-    stage = spec.stage
+    stage, path = spec.stage, ("spec", spec.kind)
+    if isinstance(stage, Evaluate):
+        trained = trained_parent(stage.model, others)
+        backbone = trained.model if trained else None
+        yield from _knn(stage.protocols.knn, backbone, (*path, "protocols", "knn"))
     if not isinstance(stage, (Pretrain, HighRes, Distill)):
         return
-    path: Path = ("spec", spec.kind)
     if stage.global_batch is not None:
         yield from _batch(spec, path, stage.global_batch)
     if stage.model is not None and stage.crops is not None:
-        yield from _crops(stage.crops, stage.model, (*path, "crops"))
+        yield from _crops(stage.crops, stage.model, path, sizes=isinstance(stage, HighRes))
     if stage.schedules is not None:
         yield from _schedules(stage.schedules, (*path, "schedules"), stage.steps)
-    if isinstance(stage, HighRes) and stage.data is None:
+    if isinstance(stage, HighRes):
+        yield from _highres(stage, trained_parent(stage.parent, others), path)
+    if isinstance(stage, Distill) and (teacher := trained_parent(stage.teacher, others)) is not None:
+        yield from _teacher(stage, teacher, path)
+    if spec.gate is not None:
+        yield from _knn(spec.gate.knn, stage.model, ("spec", "gate", "knn"))
+
+
+def _knn(knn: KnnSettings | None, model: ModelSpec | None, path: Path) -> Iterator[Finding]:
+    if knn is None or knn.image_size is None:
+        return
+    if knn.resize is not None and knn.resize < knn.image_size:
+        yield (*path, "resize"), f"{knn.resize} is smaller than imageSize {knn.image_size}; make it at least as large"
+    if model is not None and knn.image_size % model.patch_size:
+        yield (*path, "imageSize"), _no_multiple(knn.image_size, model.patch_size)
+
+
+def _highres(stage: HighRes, parent: Trained | None, path: Path) -> Iterator[Finding]:
+    if stage.data is None:
         yield (*path, "data"), "required here, because the parent is not a job of these files"
-    if isinstance(stage, Distill) and isinstance(stage.teacher, JobRef) and stage.teacher.job in others:
-        yield from _teacher(stage, others[stage.teacher.job], path)
+    if stage.model is None:
+        text = "required here, because the parent is not a job of these files; for example model: {arch: vit_giant2}"
+        yield (*path, "model"), text
+    crops = stage.crops
+    if crops is not None and crops.global_crops.size != stage.size:
+        yield (*path, "crops", "global", "size"), f"{crops.global_crops.size}, but size is {stage.size}; set size alone"
+    if crops is not None and crops.local_crops.size != stage.local_size:
+        size = crops.local_crops.size
+        yield (*path, "crops", "local", "size"), f"{size}, but localSize is {stage.local_size}; set localSize alone"
+    if parent is None or parent.model is None or stage.model is None:
+        return
+    if stage.model.model_copy(update={"drop_path": parent.model.drop_path}) != parent.model:
+        yield (*path, "model"), "is the parent's; only dropPath can be changed, leave out the rest"
+    if stage.heads != parent.heads:
+        yield (*path, "heads"), "are the parent's and cannot be changed; leave them out"
 
 
 def _batch(spec: JobSpec, path: Path, batch: int) -> Iterator[Finding]:
@@ -44,12 +79,18 @@ def _batch(spec: JobSpec, path: Path, batch: int) -> Iterator[Finding]:
         yield (*path, "globalBatch"), text
 
 
-def _crops(crops: Crops, model: ModelSpec, path: Path) -> Iterator[Finding]:
-    for name, size in (("global", crops.global_crops.size), ("local", crops.local_crops.size)):
-        if size is None or size % model.patch_size == 0:
-            continue
-        near = max(1, round(size / model.patch_size)) * model.patch_size
-        yield (*path, name, "size"), f"{size} is not a multiple of patchSize {model.patch_size}; {near} would be"
+def _crops(crops: Crops, model: ModelSpec, path: Path, *, sizes: bool) -> Iterator[Finding]:
+    """``sizes``: the stage has size and localSize fields of its own, which is where a user looks."""
+    wide, small = crops.global_crops.size, crops.local_crops.size
+    if wide % model.patch_size:
+        yield (*path, "size") if sizes else (*path, "crops", "global", "size"), _no_multiple(wide, model.patch_size)
+    if small is not None and crops.local_crops.count and small % model.patch_size:
+        where = (*path, "localSize") if sizes else (*path, "crops", "local", "size")
+        yield where, _no_multiple(small, model.patch_size)
+
+
+def _no_multiple(size: int, patch: int) -> str:
+    return f"{size} is not a multiple of patchSize {patch}; {max(1, round(size / patch)) * patch} would be"
 
 
 def _schedules(schedules: Schedules, path: Path, steps: int) -> Iterator[Finding]:
@@ -63,21 +104,20 @@ def _schedules(schedules: Schedules, path: Path, steps: int) -> Iterator[Finding
             yield (*path, *name), f"{length} steps are more than the job's {steps}"
 
 
-def _teacher(stage: Distill, parent: JobSpec, path: Path) -> Iterator[Finding]:
-    source = parent.stage
-    if not isinstance(source, (Pretrain, HighRes, Distill)) or source.model is None or source.heads is None:
-        return
-    if stage.model.patch_size != source.model.patch_size:
-        text = f"{stage.model.patch_size}, but the teacher's is {source.model.patch_size}; patch tokens must pair up"
+def _teacher(stage: Distill, teacher: Trained, path: Path) -> Iterator[Finding]:
+    if teacher.model is not None and stage.model.patch_size != teacher.model.patch_size:
+        text = f"{stage.model.patch_size}, but the teacher's is {teacher.model.patch_size}; patch tokens must pair up"
         yield (*path, "model", "patchSize"), text
-    if stage.heads is not None:
-        yield from _prototypes(stage.heads, source.heads, (*path, "heads"))
+    if stage.heads is not None and teacher.heads is not None:
+        yield from _prototypes(stage.heads, teacher.heads, (*path, "heads"))
 
 
 def _prototypes(student: Heads, teacher: Heads, path: Path) -> Iterator[Finding]:
     if (student.ibot is None) != (teacher.ibot is None):
-        yield (*path, "ibot"), "student and teacher must both share their heads or both have two"
+        right = "null shares the head, as the teacher does" if teacher.ibot is None else "the teacher has two heads"
+        yield (*path, "ibot"), f"must be like the teacher's ({right}); leave heads out to take the teacher's"
     pairs = [("dino", student.dino, teacher.dino), ("ibot", student.ibot, teacher.ibot)]
     for name, mine, other in pairs:
         if mine and other and mine.prototypes != other.prototypes:
-            yield (*path, name, "prototypes"), f"{mine.prototypes}, but the teacher has {other.prototypes}"
+            text = f"{mine.prototypes}, but the teacher has {other.prototypes}; leave it out"
+            yield (*path, name, "prototypes"), text

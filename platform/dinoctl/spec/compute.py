@@ -24,7 +24,7 @@ class Compute(Section):
     loader_workers: int = paper(
         10, "Processes of a worker that decode and augment; 0 is in the worker itself.", "code config", ge=0
     )
-    engine: Engine = choice(Engine(), "Engine.")
+    engine: Engine = choice(Engine(), "What shards and steps the model.")
     precision: Literal["bf16", "fp32"] = choice(
         "bf16", "Compute precision; masters, losses and averages are fp32 always."
     )

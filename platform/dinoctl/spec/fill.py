@@ -10,6 +10,7 @@ from dinoctl.spec.recipe import Crops, Schedules
 from dinoctl.spec.yamldoc import Path
 
 S = TypeVar("S", bound=Section)
+T = TypeVar("T", bound=Schedules)
 
 
 def yaml_name(section: type[Section] | Section, attribute: str) -> str:
@@ -33,6 +34,22 @@ class Filler:
                 self.notes[(*path, yaml_name(section, name))] = rule or _rule(section, name)
         return section.model_copy(update=update)
 
+    def inherit(self, given: S | None, parent: S | None, path: Path, rule: str) -> S | None:
+        """What ``given`` leaves open is ``parent``'s, field by field; ``rule`` is noted for those."""
+        if given is None or parent is None:
+            if parent is not None:
+                self.notes[path] = rule
+            return parent if given is None else given
+        update: dict[str, Any] = {}
+        for name in type(given).model_fields:
+            mine, theirs, where = getattr(given, name), getattr(parent, name), (*path, yaml_name(given, name))
+            if name not in given.model_fields_set or (mine is None and theirs is not None and _is_derived(given, name)):
+                update[name] = theirs
+                self.notes[where] = rule
+            elif isinstance(mine, Section) and isinstance(theirs, Section):
+                update[name] = self.inherit(mine, theirs, where, rule)
+        return given.model_copy(update=update)
+
     def model(self, model: ModelSpec, path: Path, *, drop_path: float) -> ModelSpec:
         """Every derived field of a backbone."""
         full = model.resolved(drop_path=drop_path)
@@ -40,12 +57,12 @@ class Filler:
         return self.fill(model, path, **{name: getattr(full, name) for name in names})
 
     def crops(self, crops: Crops, path: Path, *, patch_size: int) -> Crops:
-        """The local crop size: 7 patches at patch 14, 6 at patch 16, else what is nearest to 98 pixels."""
-        patches = max(1, round(97 / patch_size)) if patch_size >= 4 else 24
+        """The local crop size: 7/16 of the global one in whole patches (98 of 224 at patch 14, 96 at patch 16)."""
+        patches = max(1, round(crops.global_crops.size * 7 / 16 / patch_size))
         local = self.fill(crops.local_crops, (*path, "local"), size=patches * patch_size)
         return crops.model_copy(update={"local_crops": local})
 
-    def schedules(self, schedules: Schedules, path: Path, *, steps: int) -> Schedules:
+    def schedules(self, schedules: T, path: Path, *, steps: int) -> T:
         """Warm-up lengths as the paper's shares of ``steps``."""
         rate = self.fill(schedules.learning_rate, (*path, "learningRate"), warmup_steps=round(steps * 80 / 500))
         heat = self.fill(
@@ -75,6 +92,11 @@ def compress(schedules: Schedules, *, steps: int, parent_steps: int, factor: flo
             "freeze_last_layer_steps": round((schedules.freeze_last_layer_steps or 0) * share),
         }
     )
+
+
+def _is_derived(section: Section, name: str) -> bool:
+    extra = type(section).model_fields[name].json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("derived"))
 
 
 def _rule(section: Section, name: str) -> str:

@@ -38,7 +38,7 @@ def check_references(jobs: Sequence["LoadedJob"], problems: list[Problem], *, co
         if job.name in by_name:
             other = by_name[job.name].doc
             line, _ = other.place(("metadata", "name"))
-            text = f"a job named {job.name!r} is already defined at {other.file}:{line}"
+            text = f"a job named {job.name!r} is already defined at {other.file}:{line}; rename one of them"
             problems.append(job.doc.problem(("metadata", "name"), text))
         by_name.setdefault(job.name, job)
     for job in jobs:
@@ -67,10 +67,13 @@ def _judge(path: Path, name: str, by_name: Mapping[str, "LoadedJob"], complete: 
 
 
 def _check_cycles(by_name: Mapping[str, "LoadedJob"], problems: list[Problem]) -> None:
+    """One cycle is told; a second one shows when the first is gone."""
     try:
         TopologicalSorter({name: set(parents(job)) & set(by_name) for name, job in by_name.items()}).prepare()
     except CycleError as error:
         cycle = list(reversed(error.args[1]))
         start = by_name[cycle[0]]
         path = next(path for path, name in references(start.job) if name == cycle[1])
-        problems.append(start.doc.problem(path, f"jobs wait for each other: {' → '.join(cycle)}"))
+        loop = " → ".join(cycle)
+        text = f"waits for itself: {loop}" if len(cycle) == 2 else f"jobs wait for each other: {loop}"
+        problems.append(start.doc.problem(path, f"{text}; remove one of these references"))

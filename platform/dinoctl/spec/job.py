@@ -1,10 +1,10 @@
 """The document: one DinoJob."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from dinoctl.spec.base import Section, choice
+from dinoctl.spec.base import Section, choice, paper
 from dinoctl.spec.compute import Compute
 from dinoctl.spec.policy import Gate, Policy
 from dinoctl.spec.sources import JobName, JobRef, Uri
@@ -14,6 +14,14 @@ API_VERSION = "dinoctl.io/v1alpha1"
 Stage = Pack | Pretrain | HighRes | Distill | Evaluate
 STAGES = ("pack", "pretrain", "highres", "distill", "evaluate")
 TRAINING = ("pretrain", "highres", "distill")
+
+
+def _stage_rules(schema: dict[str, Any]) -> None:
+    """What the validator below says, for editors: one stage, and a gate with training stages only."""
+    given = {kind: {"required": [kind], "properties": {kind: {"type": "object"}}} for kind in STAGES}
+    schema["oneOf"] = list(given.values())
+    gated = {"required": ["gate"], "properties": {"gate": {"type": "object"}}}
+    schema["if"], schema["then"] = gated, {"anyOf": [given[kind] for kind in TRAINING]}
 
 
 class Metadata(Section):
@@ -26,17 +34,19 @@ class Metadata(Section):
 class JobSpec(Section):
     """What a job does (exactly one stage), on what, and under which rules."""
 
+    model_config = ConfigDict(json_schema_extra=_stage_rules)
+
     profile: str | None = choice(None, "Profile of the administrator: image, queue, node pool, storage. Cluster only.")
     storage: Uri | None = choice(None, "Where the job's outputs go; default: the profile's or the state directory.")
-    seed: int = choice(0, "Seed of everything random.", ge=0)
-    compute: Compute = choice(Compute(), "Resources.")
+    seed: int = paper(0, "Seed of everything random.", "code config", ge=0)
+    compute: Compute = choice(Compute(), "Workers, their size, engine and precision.")
     pack: Pack | None = choice(None, "Stage: pack images into a dataset.")
     pretrain: Pretrain | None = choice(None, "Stage: pretrain a backbone.")
     highres: HighRes | None = choice(None, "Stage: adapt a backbone to high resolution.")
     distill: Distill | None = choice(None, "Stage: distill a teacher into a smaller student.")
     evaluate: Evaluate | None = choice(None, "Stage: measure a model.")
     gate: Gate | None = choice(None, "What the exported model must show.")
-    policy: Policy = choice(Policy(), "Budgets and checkpoints.")
+    policy: Policy = choice(Policy(), "Restart budgets, deadline and checkpoints.")
     suspend: bool = choice(False, "Hold the job: nothing starts, what runs commits and stops.")
 
     @model_validator(mode="after")
@@ -61,10 +71,10 @@ class JobSpec(Section):
 
 
 class DinoJob(Section):
-    """One document."""
+    """One document: one job."""
 
-    api_version: Literal["dinoctl.io/v1alpha1"] = Field(description="dinoctl.io/v1alpha1")
-    kind: Literal["DinoJob"] = Field(description="DinoJob")
+    api_version: Literal["dinoctl.io/v1alpha1"] = Field(description="Version of this format.")
+    kind: Literal["DinoJob"] = Field(description="Kind of the document.")
     metadata: Metadata = Field(description="Name and labels.")
     spec: JobSpec = Field(description="What the job does.")
 

@@ -38,7 +38,9 @@ class ModelSpec(Section):
     num_heads: int | None = derived("Attention heads.", "of the architecture", ge=1)
     ffn: Ffn | None = derived("Feed-forward kind.", "as released: swiglu for vit_giant2, mlp else")
     patch_size: int = paper(14, "Side of a patch in pixels.", "paper Table 16", ge=1)
-    registers: int = paper(0, "Register tokens; 4 removes artefacts of large models.", "arXiv 2309.16588", ge=0)
+    registers: int = paper(
+        0, "Register tokens; 4 remove artefacts of large models (arXiv 2309.16588).", "code config", ge=0
+    )
     layer_scale: float | None = paper(1e-5, "Initial LayerScale; null is none.", "code config", gt=0)
     drop_path: float | None = derived(
         "Stochastic depth rate of the student.", "0.4 in pretraining (vitg14), 0 in distillation", ge=0, lt=1

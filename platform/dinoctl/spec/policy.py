@@ -1,8 +1,8 @@
 """What happens when things break, what must hold before a model counts, and where metrics go."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dinoctl.spec.base import Duration, Section, choice, derived, paper
 from dinoctl.spec.sources import DataSource
@@ -27,7 +27,7 @@ class Policy(Section):
 
     retries: Retries = choice(Retries(), "Restart budgets.")
     deadline: Duration | None = choice(
-        None, "Longest time from start to end over all attempts, without suspended time.", gt=0
+        None, "Longest time from start to end over all attempts, without suspended time."
     )
     checkpoint: CheckpointPolicy = choice(CheckpointPolicy(), "Checkpoints.")
 
@@ -35,11 +35,21 @@ class Policy(Section):
 class KnnSettings(Section):
     """The k-NN protocol of DINO and DINOv2 (weighted votes of the nearest training images)."""
 
-    k: list[int] = paper([10, 20, 100, 200], "Numbers of neighbours; the best is reported.", "code eval/knn.py")
+    k: list[Annotated[int, Field(ge=1)]] = paper(
+        [10, 20, 100, 200], "Numbers of neighbours; the best is reported.", "code eval/knn.py", min_length=1
+    )
     temperature: float = paper(0.07, "Temperature of the votes.", "code eval/knn.py", gt=0)
     image_size: int | None = derived("Side of the centre crop in pixels.", "the size of the model's global crops", ge=4)
     resize: int | None = derived("Shorter side before the crop, in pixels.", "imageSize * 256 / 224", ge=4)
     batch_size: int = paper(256, "Images of a forward pass.", "code eval/knn.py", ge=1)
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> "KnnSettings":
+        if self.resize is not None and self.image_size is not None and self.resize < self.image_size:
+            raise ValueError(
+                f"resize {self.resize} is smaller than imageSize {self.image_size}; make it at least as large"
+            )
+        return self
 
 
 class Promote(Section):

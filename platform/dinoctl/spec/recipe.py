@@ -4,26 +4,42 @@ Defaults are those of the released ViT-g run (DINOv2 paper, Table 16 and the vit
 the paper fixes for 625,000 steps are kept as shares of ``steps``, so a shorter run stays the same recipe.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from dinoctl.spec.base import Interval, Pair, Probability, Section, choice, derived, paper
+from dinoctl.spec.base import (
+    Decays,
+    PositiveInterval,
+    PositiveRgb,
+    Probability,
+    Rgb,
+    Section,
+    ShareInterval,
+    UnitInterval,
+    choice,
+    derived,
+    paper,
+)
 
 
 class GlobalCrops(Section):
     """The two large views, seen by student and teacher."""
 
     size: int = paper(224, "Side in pixels.", "paper Table 16", ge=4)
-    scale: Interval = paper((0.32, 1.0), "Share of the image area a crop covers.", "paper App. B.1")
+    scale: ShareInterval = paper((0.32, 1.0), "Share of the image area a crop covers.", "paper App. B.1")
 
 
 class LocalCrops(Section):
     """The small views, seen by the student only."""
 
     count: int = paper(8, "Number of local crops of an image.", "paper App. B.1", ge=0)
-    size: int | None = derived("Side in pixels.", "7 patches (98 at patch 14), 6 at patch 16 (96)", ge=4)
-    scale: Interval = paper((0.05, 0.32), "Share of the image area a crop covers.", "paper App. B.1")
+    size: int | None = derived(
+        "Side in pixels.",
+        "7/16 of the global crops in whole patches: 98 of 224 at patch 14, 96 at patch 16 (code config)",
+        ge=4,
+    )
+    scale: ShareInterval = paper((0.05, 0.32), "Share of the image area a crop covers.", "paper App. B.1")
 
 
 class ColorJitter(Section):
@@ -47,7 +63,9 @@ class Blur(Section):
     )
     local: Probability = paper(0.5, "Chance for a local crop.", "released behaviour")
     kernel: int = paper(9, "Kernel width in pixels, odd.", "code augmentations.py", ge=1)
-    sigma: Interval = paper((0.1, 2.0), "Standard deviation in pixels, drawn uniformly.", "code augmentations.py")
+    sigma: PositiveInterval = paper(
+        (0.1, 2.0), "Standard deviation in pixels, drawn uniformly.", "code augmentations.py"
+    )
 
     @model_validator(mode="after")
     def _odd(self) -> "Blur":
@@ -68,22 +86,18 @@ class Augmentation(Section):
     solarize: Probability = paper(
         0.2, "Chance to solarize the second global crop (threshold 128).", "code augmentations.py"
     )
-    aspect: Interval = paper(
+    aspect: PositiveInterval = paper(
         (0.75, 1.3333333333333333), "Width over height of a crop before resizing.", "torchvision default"
     )
-    mean: tuple[float, float, float] = paper(
-        (0.485, 0.456, 0.406), "Channel means (RGB, 0 to 1).", "ImageNet", strict=False
-    )
-    std: tuple[float, float, float] = paper(
-        (0.229, 0.224, 0.225), "Channel deviations (RGB, 0 to 1).", "ImageNet", strict=False
-    )
+    mean: Rgb = paper((0.485, 0.456, 0.406), "Channel means (RGB, 0 to 1).", "ImageNet")
+    std: PositiveRgb = paper((0.229, 0.224, 0.225), "Channel deviations (RGB, 0 to 1).", "ImageNet")
 
 
 class Crops(Section):
     """Multi-crop."""
 
-    global_crops: GlobalCrops = Field(GlobalCrops(), alias="global", description="The two global crops.")
-    local_crops: LocalCrops = Field(LocalCrops(), alias="local", description="The local crops.")
+    global_crops: GlobalCrops = choice(GlobalCrops(), "The two global crops.", alias="global")
+    local_crops: LocalCrops = choice(LocalCrops(), "The local crops.", alias="local")
     augmentation: Augmentation = choice(Augmentation(), "Distortions of a crop.")
 
 
@@ -91,11 +105,11 @@ class Masks(Section):
     """Block masks of the student's global crops (iBOT)."""
 
     probability: Probability = paper(0.5, "Share of global crops that are masked.", "paper App. B.1")
-    ratio: Interval = paper(
+    ratio: UnitInterval = paper(
         (0.1, 0.5), "Share of patches masked in a masked crop, stratified over the batch.", "paper App. B.1"
     )
     min_patches: int = paper(4, "Smallest block, in patches.", "code masking.py", ge=1)
-    aspect: Interval = paper((0.3, 3.3333333333333335), "Height over width of a block.", "code masking.py")
+    aspect: PositiveInterval = paper((0.3, 3.3333333333333335), "Height over width of a block.", "code masking.py")
 
 
 class Head(Section):
@@ -107,13 +121,17 @@ class Head(Section):
     layers: int = paper(3, "Layers of the MLP.", "code config", ge=1)
 
 
+def _dino_bottleneck(value: object) -> object:
+    return {"bottleneck": 384, **value} if isinstance(value, dict) else value
+
+
 class Heads(Section):
     """Heads for the class token (DINO) and the masked patch tokens (iBOT)."""
 
-    dino: Head = Field(Head(bottleneck=384), description="Head of the class token; bottleneck 384. [vitg14 config]")
-    ibot: Head | None = Field(
-        Head(), description="Head of the patch tokens; null shares the DINO head. [vitg14 config]"
+    dino: Annotated[Head, BeforeValidator(_dino_bottleneck)] = paper(
+        Head(bottleneck=384), "Head of the class token; its bottleneck is 384 unless given.", "vitg14 config"
     )
+    ibot: Head | None = paper(Head(), "Head of the patch tokens; null shares the DINO head.", "vitg14 config")
 
 
 class Losses(Section):
@@ -137,7 +155,7 @@ class Optimizer(Section):
     """AdamW and what it acts on."""
 
     name: Literal["adamw"] = paper("adamw", "Optimizer.", "paper Table 16")
-    betas: Pair = paper((0.9, 0.999), "Moment decays.", "code config")
+    betas: Decays = paper((0.9, 0.999), "Moment decays.", "code config")
     eps: float = paper(1e-8, "Denominator offset.", "PyTorch default", gt=0)
     layer_decay: float = paper(
         1.0, "Learning-rate factor per block, counted from the head.", "vitg14 config", gt=0, le=1
@@ -159,11 +177,20 @@ class LearningRate(Section):
     min: float = paper(1e-6, "Learning rate at the end.", "code config", ge=0)
 
 
+class DistillLearningRate(LearningRate):
+    """Linear warm-up to the peak, then cosine; the paper gives the peak itself."""
+
+    base: float = paper(1e-3, "Learning rate before scaling.", "paper Table 16", gt=0)
+    scaling: Literal["sqrt_1024", "none"] = paper(
+        "none", "Peak = base * sqrt(globalBatch / 1024), or base itself.", "paper Table 16"
+    )
+
+
 class Cosine(Section):
     """A value that moves along half a cosine over the whole run."""
 
-    start: float = Field(description="Value at step 0.")
-    end: float = Field(description="Value after the last step.")
+    start: float = Field(description="Value at step 0.", ge=0)
+    end: float = Field(description="Value after the last step.", ge=0)
 
 
 class TeacherTemperature(Section):
@@ -186,3 +213,15 @@ class Schedules(Section):
     freeze_last_layer_steps: int | None = derived(
         "First steps with learning rate 0 on the prototypes.", "0.2 % of steps (1 of 500 epochs)", ge=0
     )
+
+    @model_validator(mode="after")
+    def _average(self) -> "Schedules":
+        if max(self.momentum.start, self.momentum.end) > 1:
+            raise ValueError("momentum is a share of 1: start and end are at most 1")
+        return self
+
+
+class DistillSchedules(Schedules):
+    """Everything that changes with the step; as in pretraining but for the learning rate."""
+
+    learning_rate: DistillLearningRate = choice(DistillLearningRate(), "Learning rate.")

@@ -2,7 +2,8 @@
 
 Resolution is a pure function of the documents: the same files always resolve to the same bytes. A job's ``spec_hash``
 covers what decides its result (stage, seed, gate, precision, and the hashes of its parents), not how it is run
-(workers, engine, retries), so a run may go on at another size but never silently with another recipe.
+(workers, engine, retries, how often it logs), so a run may go on at another size but never silently with
+another recipe.
 """
 
 import hashlib
@@ -13,15 +14,16 @@ from typing import Any
 
 from dinoctl.spec.base import Section
 from dinoctl.spec.checks import check
+from dinoctl.spec.complete import complete
 from dinoctl.spec.errors import Problem, SpecError
-from dinoctl.spec.fill import Filler, compress, yaml_name
+from dinoctl.spec.fill import Filler, yaml_name
 from dinoctl.spec.graph import parents, topological
-from dinoctl.spec.job import JobSpec
+from dinoctl.spec.job import API_VERSION, JobSpec
 from dinoctl.spec.load import LoadedJob
-from dinoctl.spec.recipe import Crops, Schedules
-from dinoctl.spec.sources import JobRef, TrainData
-from dinoctl.spec.stages import Distill, Evaluate, HighRes, Pretrain
 from dinoctl.spec.yamldoc import Path, show
+
+_HOW_NOT_WHAT = ("logEvery", "batchSize", "workers")
+"""Fields of a stage or gate that change speed or output on the way, not the result."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class ResolvedJob:
     def to_dict(self) -> dict[str, Any]:
         """The resolved document as plain data with YAML names."""
         return {
-            "apiVersion": "dinoctl.io/v1alpha1",
+            "apiVersion": API_VERSION,
             "kind": "DinoJob",
             "metadata": {"name": self.name, **({"labels": dict(self.labels)} if self.labels else {})},
             "spec": _plain(self.spec),
@@ -62,37 +64,20 @@ def resolve(jobs: Sequence[LoadedJob]) -> list[ResolvedJob]:
     problems: list[Problem] = []
     for loaded in topological(jobs):
         resolved = _resolve_one(loaded, done)
-        problems.extend(loaded.doc.problem(path, text) for path, text in check(resolved.spec, _parent_specs(done)))
+        problems.extend(loaded.doc.problem(path, text) for path, text in check(resolved.spec, _specs(done)))
         done[loaded.name] = resolved
     if problems:
         raise SpecError(problems)
     return [done[job.name] for job in topological(jobs)]
 
 
-def _parent_specs(done: Mapping[str, ResolvedJob]) -> dict[str, JobSpec]:
+def _specs(done: Mapping[str, ResolvedJob]) -> dict[str, JobSpec]:
     return {name: job.spec for name, job in done.items()}
 
 
 def _resolve_one(loaded: LoadedJob, done: Mapping[str, ResolvedJob]) -> ResolvedJob:
     filler = Filler()
-    spec = loaded.job.spec
-    path: Path = ("spec", spec.kind)
-    if isinstance(spec.stage, Pretrain):
-        stage: Section = _pretrain(spec.stage, path, filler)
-    elif isinstance(spec.stage, HighRes):
-        stage = _highres(spec.stage, path, filler, done)
-    elif isinstance(spec.stage, Distill):
-        stage = _distill(spec.stage, path, filler, done)
-    elif isinstance(spec.stage, Evaluate):
-        stage = _evaluate(spec.stage, path, filler, done)
-    else:
-        stage = spec.stage
-    spec = spec.model_copy(update={spec.kind: stage})
-    if spec.gate is not None:
-        crops = getattr(stage, "crops", None)
-        size = crops.global_crops.size if crops else getattr(stage, "size", None)
-        knn = filler.knn(spec.gate.knn, ("spec", "gate", "knn"), image_size=size)
-        spec = spec.model_copy(update={"gate": spec.gate.model_copy(update={"knn": knn})})
+    spec = complete(loaded.job.spec, _specs(done), filler)
     names = parents(loaded)
     hashes = {name: done[name].spec_hash for name in names if name in done}
     origins = _origins(spec, ("spec",), loaded, filler.notes)
@@ -100,81 +85,22 @@ def _resolve_one(loaded: LoadedJob, done: Mapping[str, ResolvedJob]) -> Resolved
     return ResolvedJob(loaded.name, spec, names, labels, spec_hash(spec, hashes), origins, loaded.doc.file)
 
 
-def _pretrain(stage: Pretrain, path: Path, filler: Filler) -> Pretrain:
-    model = filler.model(stage.model, (*path, "model"), drop_path=0.4)
-    return stage.model_copy(
-        update={
-            "model": model,
-            "crops": filler.crops(stage.crops, (*path, "crops"), patch_size=model.patch_size),
-            "schedules": filler.schedules(stage.schedules, (*path, "schedules"), steps=stage.steps),
-        }
-    )
-
-
-def _highres(stage: HighRes, path: Path, filler: Filler, done: Mapping[str, ResolvedJob]) -> HighRes:
-    parent = done.get(stage.parent.job) if isinstance(stage.parent, JobRef) else None
-    source = parent.spec.stage if parent else None
-    factor = stage.learning_rate_factor
-    if isinstance(source, (Pretrain, HighRes, Distill)) and source.schedules is not None:
-        inherited = {name: getattr(source, name) for name in _INHERITED}
-        schedules = compress(source.schedules, steps=stage.steps, parent_steps=source.steps, factor=factor)
-        stage = filler.fill(stage, path, f"that of {parent.name}" if parent else None, **inherited)
-        stage = filler.fill(stage, path, f"that of {parent.name if parent else ''}, compressed", schedules=schedules)
-    else:
-        rest = Pretrain(data=stage.data or _NO_DATA)
-        full = filler.schedules(rest.schedules, (), steps=rest.steps)
-        schedules = compress(full, steps=stage.steps, parent_steps=rest.steps, factor=factor)
-        names = ("global_batch", "masks", "losses", "optimizer")
-        stage = filler.fill(stage, path, "paper (the parent is a model)", **{n: getattr(rest, n) for n in names})
-        stage = filler.fill(stage, path, "paper (the parent is a model), compressed", schedules=schedules)
-        stage = filler.fill(stage, path, "paper (the parent is a model)", crops=rest.crops)
-    crops = stage.crops or Crops()
-    crops = crops.model_copy(update={"global_crops": crops.global_crops.model_copy(update={"size": stage.size})})
-    if stage.local_size is not None:
-        local = crops.local_crops.model_copy(update={"size": stage.local_size})
-        crops = crops.model_copy(update={"local_crops": local})
-        filler.notes[(*path, "crops", "local", "size")] = "localSize"
-    elif crops.local_crops.size is not None:
-        stage = filler.fill(stage, path, local_size=crops.local_crops.size)
-    filler.notes[(*path, "crops", "global", "size")] = "size"
-    schedules = filler.schedules(stage.schedules or Schedules(), (*path, "schedules"), steps=stage.steps)
-    return stage.model_copy(update={"crops": crops, "schedules": schedules})
-
-
-def _distill(stage: Distill, path: Path, filler: Filler, done: Mapping[str, ResolvedJob]) -> Distill:
-    parent = done.get(stage.teacher.job) if isinstance(stage.teacher, JobRef) else None
-    heads = getattr(parent.spec.stage, "heads", None) if parent else None
-    model = filler.model(stage.model, (*path, "model"), drop_path=0.0)
-    stage = filler.fill(stage, path, f"those of {parent.name}" if parent else None, heads=heads)
-    return stage.model_copy(
-        update={
-            "model": model,
-            "crops": filler.crops(stage.crops, (*path, "crops"), patch_size=model.patch_size),
-            "schedules": filler.schedules(stage.schedules, (*path, "schedules"), steps=stage.steps),
-        }
-    )
-
-
-def _evaluate(stage: Evaluate, path: Path, filler: Filler, done: Mapping[str, ResolvedJob]) -> Evaluate:
-    parent = done.get(stage.model.job) if isinstance(stage.model, JobRef) else None
-    crops = getattr(parent.spec.stage, "crops", None) if parent else None
-    size = crops.global_crops.size if crops else None
-    if stage.protocols.knn is None:
-        return stage
-    knn = filler.knn(stage.protocols.knn, (*path, "protocols", "knn"), image_size=size)
-    return stage.model_copy(update={"protocols": stage.protocols.model_copy(update={"knn": knn})})
-
-
 def spec_hash(spec: JobSpec, parent_hashes: Mapping[str, str]) -> str:
     """sha256 (hex) of what decides the result of a job."""
     content = {
-        "stage": {spec.kind: _plain(spec.stage)},
+        "stage": {spec.kind: _decisive(_plain(spec.stage))},
         "seed": spec.seed,
-        "gate": _plain(spec.gate) if spec.gate else None,
+        "gate": _decisive(_plain(spec.gate)) if spec.gate else None,
         "precision": spec.compute.precision,
         "parents": dict(parent_hashes),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _decisive(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _decisive(value) for key, value in content.items() if key not in _HOW_NOT_WHAT}
+    return content
 
 
 def _plain(section: Section) -> dict[str, Any]:
@@ -204,7 +130,3 @@ def _nearest(path: Path, notes: Mapping[Path, str]) -> str | None:
             return notes[path]
         path = path[:-1]
     return None
-
-
-_NO_DATA = TrainData(source="none")  # only to read the defaults of the other fields
-_INHERITED = ("data", "global_batch", "model", "crops", "masks", "heads", "losses", "optimizer")

@@ -3,40 +3,44 @@
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, WithJsonSchema, model_validator
 
 from dinoctl.spec.base import Section, choice
 
-_URI = re.compile(r"^([a-z][a-z0-9+.-]*)://.+|^[^:]+$")
-_MODEL = re.compile(r"^models:/[^/@]+(@[^/@]+|/\d+)$")
-_NAME = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+_URI = r"[a-z][a-z0-9+.-]*://.+|[^:]+"
+_MODEL = r"models:/[^/@]+(@[^/@]+|/[0-9]+)"
+_NAME = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 MAX_NAME = 38
 """RayJob names hold 47 characters, of which an attempt's hash and number take 9."""
 
 
 def _check_uri(value: str) -> str:
-    if not _URI.match(value):
+    if not re.fullmatch(_URI, value):
         raise ValueError(f"{value!r} is not a URI or a path; write s3://bucket/prefix, file:///path or a path")
     return value
 
 
 def _check_model(value: str) -> str:
-    if not _MODEL.match(value):
+    if not re.fullmatch(_MODEL, value):
         raise ValueError(f"{value!r} is not a registered model; write models:/NAME@ALIAS or models:/NAME/VERSION")
     return value
 
 
 def _check_name(value: str) -> str:
-    if not _NAME.match(value) or len(value) > MAX_NAME:
+    if not re.fullmatch(_NAME, value) or len(value) > MAX_NAME:
         raise ValueError(
             f"{value!r} is not a job name; use lower-case letters, digits and '-', at most {MAX_NAME} characters"
         )
     return value
 
 
-Uri = Annotated[str, AfterValidator(_check_uri)]
-ModelUri = Annotated[str, AfterValidator(_check_model)]
-JobName = Annotated[str, AfterValidator(_check_name)]
+Uri = Annotated[str, AfterValidator(_check_uri), WithJsonSchema({"type": "string", "pattern": f"^({_URI})$"})]
+ModelUri = Annotated[str, AfterValidator(_check_model), WithJsonSchema({"type": "string", "pattern": f"^{_MODEL}$"})]
+JobName = Annotated[
+    str,
+    AfterValidator(_check_name),
+    WithJsonSchema({"type": "string", "pattern": f"^{_NAME}$", "maxLength": MAX_NAME}),
+]
 
 
 class JobRef(Section):

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from dinoctl.spec.base import Probability, Section, Size, Steps, choice, derived, paper
 from dinoctl.spec.model import ModelSpec
 from dinoctl.spec.policy import KnnSettings
-from dinoctl.spec.recipe import Cosine, Crops, Heads, LearningRate, Losses, Masks, Optimizer, Schedules
+from dinoctl.spec.recipe import Crops, DistillSchedules, Heads, Losses, Masks, Optimizer, Schedules
 from dinoctl.spec.sources import DataSource, ModelSource, TrainData, Uri
 
 
@@ -17,10 +17,12 @@ class Pack(Section):
     source: Uri = Field(description="Image folder or bucket prefix, Parquet file, or builtin://digits.")
     format: Literal["auto", "folder", "parquet", "builtin"] = choice("auto", "What the source is.")
     splits: dict[str, int] = choice({}, "Samples held out per split, chosen by a keyed hash; the rest is 'train'.")
-    shard_size: Size = choice(256 * 2**20, "Bytes of a shard; 64MiB to 512MiB suits object storage.", ge=2**16)
-    verify: bool = choice(True, "Decode every image once.")
+    shard_size: Size = choice(
+        256 * 2**20, "Bytes of a shard (default 256MiB); 64MiB to 512MiB suits object storage.", ge=2**16
+    )
+    verify: bool = choice(True, "Decode every image once, so that no bad one gets into the dataset.")
     max_bad_rate: Probability = choice(1e-4, "Share of unreadable files above which packing stops.")
-    workers: int = choice(1, "Processes.", ge=1)
+    workers: int = choice(1, "Processes that read and pack.", ge=1)
 
     @model_validator(mode="after")
     def _splits(self) -> "Pack":
@@ -36,15 +38,15 @@ class Pretrain(Section):
     """DINOv2 pretraining (paper §4)."""
 
     data: TrainData = Field(description="What to learn from.")
-    model: ModelSpec = choice(ModelSpec(), "Backbone.")
+    model: ModelSpec = choice(ModelSpec(), "Backbone, the same for student and teacher.")
     steps: Steps = paper(625000, "Optimizer steps.", "paper Table 16")
     global_batch: int = paper(3072, "Images of a step over all workers.", "paper Table 16", ge=1)
-    crops: Crops = choice(Crops(), "Multi-crop.")
+    crops: Crops = choice(Crops(), "Multi-crop: two large and several small views of an image.")
     masks: Masks = choice(Masks(), "Masks of the student's global crops.")
-    heads: Heads = choice(Heads(), "Projection heads.")
-    losses: Losses = choice(Losses(), "Losses.")
-    optimizer: Optimizer = choice(Optimizer(), "Optimizer.")
-    schedules: Schedules = choice(Schedules(), "Schedules.")
+    heads: Heads = choice(Heads(), "Projection heads of the DINO and iBOT losses.")
+    losses: Losses = choice(Losses(), "Weights of the losses, and how teacher outputs become targets.")
+    optimizer: Optimizer = choice(Optimizer(), "AdamW, learning-rate factors by layer, clipping.")
+    schedules: Schedules = choice(Schedules(), "Learning rate, weight decay, momentum, temperature over the steps.")
     log_every: int = paper(10, "Steps between metric points.", "code train.py", ge=1)
 
 
@@ -62,7 +64,10 @@ class HighRes(Section):
     )
     data: TrainData | None = derived("What to learn from.", "that of the parent")
     global_batch: int | None = derived("Images of a step over all workers.", "that of the parent", ge=1)
-    model: ModelSpec | None = derived("Backbone.", "that of the parent")
+    model: ModelSpec | None = derived(
+        "Backbone: dropPath may be changed; required when the parent is not a job of these files.",
+        "that of the parent",
+    )
     crops: Crops | None = derived("Multi-crop.", "that of the parent at the new size")
     masks: Masks | None = derived("Masks.", "those of the parent")
     heads: Heads | None = derived("Projection heads.", "those of the parent")
@@ -80,16 +85,12 @@ class Distill(Section):
     model: ModelSpec = Field(description="The student.")
     steps: Steps = paper(625000, "Optimizer steps.", "paper Table 16")
     global_batch: int = paper(2048, "Images of a step over all workers.", "paper Table 16", ge=1)
-    crops: Crops = choice(Crops(), "Multi-crop.")
+    crops: Crops = choice(Crops(), "Multi-crop: two large and several small views of an image.")
     masks: Masks = choice(Masks(), "Which patch tokens enter the iBOT loss; the student's input is not masked.")
     heads: Heads | None = derived("The student's heads; prototypes must equal the teacher's.", "those of the teacher")
-    losses: Losses = choice(Losses(), "Losses.")
-    optimizer: Optimizer = choice(Optimizer(), "Optimizer.")
-    schedules: Schedules = paper(
-        Schedules(learning_rate=LearningRate(base=1e-3, scaling="none"), momentum=Cosine(start=0.994, end=1.0)),
-        "Schedules; the peak learning rate is 1e-3.",
-        "paper Table 16",
-    )
+    losses: Losses = choice(Losses(), "Weights of the losses, and how teacher outputs become targets.")
+    optimizer: Optimizer = choice(Optimizer(), "AdamW, learning-rate factors by layer, clipping.")
+    schedules: DistillSchedules = choice(DistillSchedules(), "Schedules; the peak learning rate is 1e-3.")
     log_every: int = paper(10, "Steps between metric points.", "code train.py", ge=1)
 
 

@@ -1,0 +1,131 @@
+"""Completing a stage: what a document leaves open follows from its other fields, from its parent, or is the paper's."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dinoctl.spec.fill import Filler, compress
+from dinoctl.spec.job import JobSpec, Stage
+from dinoctl.spec.model import ModelSpec
+from dinoctl.spec.recipe import Crops
+from dinoctl.spec.sources import JobRef, ModelSource, TrainData
+from dinoctl.spec.stages import Distill, Evaluate, HighRes, Pretrain
+from dinoctl.spec.yamldoc import Path
+
+Parents = Mapping[str, JobSpec]
+Trained = Pretrain | HighRes | Distill
+
+
+def complete(spec: JobSpec, parents: Parents, filler: Filler) -> JobSpec:
+    """``spec`` with every field filled that can be; ``parents`` are complete already."""
+    path: Path = ("spec", spec.kind)
+    rules: dict[type, Callable[[Any, Path, Parents, Filler], Stage]] = {
+        Pretrain: _pretrain,
+        HighRes: _highres,
+        Distill: _distill,
+        Evaluate: _evaluate,
+    }
+    rule = rules.get(type(spec.stage))
+    stage = rule(spec.stage, path, parents, filler) if rule else spec.stage
+    spec = spec.model_copy(update={spec.kind: stage})
+    if spec.gate is None:
+        return spec
+    knn = filler.knn(spec.gate.knn, ("spec", "gate", "knn"), image_size=_image_size(stage))
+    return spec.model_copy(update={"gate": spec.gate.model_copy(update={"knn": knn})})
+
+
+def trained_parent(source: ModelSource, parents: Parents) -> Trained | None:
+    """The completed stage behind a reference, if it is a training job of these files."""
+    found = parents[source.job].stage if isinstance(source, JobRef) and source.job in parents else None
+    return found if isinstance(found, (Pretrain, HighRes, Distill)) else None
+
+
+def _image_size(stage: Stage | None) -> int | None:
+    crops = getattr(stage, "crops", None)
+    return crops.global_crops.size if crops else None
+
+
+def _pretrain(stage: Pretrain, path: Path, _: Parents, filler: Filler) -> Pretrain:
+    model = filler.model(stage.model, (*path, "model"), drop_path=0.4)
+    return stage.model_copy(
+        update={
+            "model": model,
+            "crops": filler.crops(stage.crops, (*path, "crops"), patch_size=model.patch_size),
+            "schedules": filler.schedules(stage.schedules, (*path, "schedules"), steps=stage.steps),
+        }
+    )
+
+
+def _distill(stage: Distill, path: Path, parents: Parents, filler: Filler) -> Distill:
+    teacher = trained_parent(stage.teacher, parents)
+    if teacher is not None:
+        heads = filler.inherit(stage.heads, teacher.heads, (*path, "heads"), _of(stage.teacher))
+        stage = stage.model_copy(update={"heads": heads})
+    model = filler.model(stage.model, (*path, "model"), drop_path=0.0)
+    return stage.model_copy(
+        update={
+            "model": model,
+            "crops": filler.crops(stage.crops, (*path, "crops"), patch_size=model.patch_size),
+            "schedules": filler.schedules(stage.schedules, (*path, "schedules"), steps=stage.steps),
+        }
+    )
+
+
+def _evaluate(stage: Evaluate, path: Path, parents: Parents, filler: Filler) -> Evaluate:
+    if stage.protocols.knn is None:
+        return stage
+    size = _image_size(trained_parent(stage.model, parents))
+    knn = filler.knn(stage.protocols.knn, (*path, "protocols", "knn"), image_size=size)
+    return stage.model_copy(update={"protocols": stage.protocols.model_copy(update={"knn": knn})})
+
+
+def _highres(stage: HighRes, path: Path, parents: Parents, filler: Filler) -> HighRes:
+    parent, rule = trained_parent(stage.parent, parents), _of(stage.parent)
+    if parent is None:
+        parent, rule = _paper(stage.model), "paper, the parent is a model"
+        model = stage.model and filler.model(stage.model, (*path, "model"), drop_path=0.4)
+        stage = stage.model_copy(update={"model": model})
+    else:
+        stage = filler.fill(stage, path, rule, data=parent.data)
+        model = filler.inherit(stage.model, parent.model, (*path, "model"), rule)
+        heads = filler.inherit(stage.heads, parent.heads, (*path, "heads"), rule)
+        stage = stage.model_copy(update={"model": model, "heads": heads})
+    stage = filler.fill(stage, path, rule, global_batch=parent.global_batch)
+    return _highres_recipe(
+        _highres_crops(stage, parent.crops or Crops(), path, rule, filler), parent, path, rule, filler
+    )
+
+
+def _highres_crops(stage: HighRes, crops: Crops, path: Path, rule: str, filler: Filler) -> HighRes:
+    """The parent's crops at the new sizes."""
+    local = crops.local_crops.model_copy(update={"size": stage.local_size or crops.local_crops.size})
+    larger = crops.global_crops.model_copy(update={"size": stage.size})
+    crops = crops.model_copy(update={"global_crops": larger, "local_crops": local})
+    own = filler.inherit(stage.crops, crops, (*path, "crops"), rule) or crops
+    filler.notes[(*path, "crops", "global", "size")] = "size"
+    if stage.local_size is not None:
+        filler.notes[(*path, "crops", "local", "size")] = "localSize"
+    stage = filler.fill(stage, path, rule, local_size=own.local_crops.size)
+    return stage.model_copy(update={"crops": own})
+
+
+def _highres_recipe(stage: HighRes, parent: Trained, path: Path, rule: str, filler: Filler) -> HighRes:
+    """Masks, losses and optimizer as they are, the schedules compressed."""
+    update: dict[str, Any] = {
+        name: filler.inherit(getattr(stage, name), getattr(parent, name), (*path, name), rule)
+        for name in ("masks", "losses", "optimizer")
+    }
+    if parent.schedules is not None:
+        short = compress(
+            parent.schedules, steps=stage.steps, parent_steps=parent.steps, factor=stage.learning_rate_factor
+        )
+        update["schedules"] = filler.inherit(stage.schedules, short, (*path, "schedules"), f"{rule}, compressed")
+    return stage.model_copy(update=update)
+
+
+def _paper(model: ModelSpec | None) -> Pretrain:
+    """The recipe that stands in for an unknown parent's."""
+    return _pretrain(Pretrain(data=TrainData(source="none"), model=model or ModelSpec()), (), {}, Filler())
+
+
+def _of(source: ModelSource) -> str:
+    return f"that of {source.job}" if isinstance(source, JobRef) else "that of the parent"
