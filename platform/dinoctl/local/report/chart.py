@@ -85,21 +85,19 @@ class Axis:
 
 def draw(chart: Chart, steps: int, marks: Iterable[tuple[int, str]] = ()) -> Drawing | None:
     """Steps 0 to ``steps`` on the x axis. None when no line has a finite point."""
-    log = chart.log and all(value > 0 for line in chart.lines for _, value in _finite(line.points))
     values = [value for line in chart.lines for _, value in _finite(line.points)]
     if not values:
         return None
-    if chart.zero:
-        values.append(0.0)
-    if chart.level is not None:
-        values.append(chart.level[0])
+    values += [0.0] if chart.zero else []
+    values += [chart.level[0]] if chart.level else []
+    log = chart.log and min(values) > 0
     x = Axis(0, max(1, steps), _LEFT, WIDTH - _RIGHT)
     y = Axis(*_padded(min(values), max(values), log=log), HEIGHT - _BOTTOM, _TOP, log=log)
     return Drawing(
         chart,
         [_path(line.points, x, y) for line in chart.lines],
         x.ticks(4, least=1),  # there is no half step
-        y.ticks(4),
+        y.ticks(5),
         _spaced([Tick(x.at(step), text) for step, text in marks]),
         None if chart.level is None else y.at(chart.level[0]),
     )
@@ -145,7 +143,7 @@ def _padded(low: float, high: float, *, log: bool) -> tuple[float, float]:
         room = max(1.15, (high / low) ** 0.05)
         return low / room, high * room
     room = 0.06 * (high - low)
-    if room <= 1e-9 * abs(high):  # one value: it goes into the middle
+    if room <= 1e-9 * max(abs(low), abs(high)):  # one value: it goes into the middle
         room = 0.5 * abs(high) or 1.0
     return low - room, high + room
 

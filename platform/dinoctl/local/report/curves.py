@@ -82,7 +82,7 @@ def _main(curves: Curves, stage: Mapping[str, Any]) -> Iterator[tuple[Chart, lis
     entropy = Chart("Entropy of the teacher", "nats", _lines(curves, _ENTROPIES, 1), level=_uniform(stage))
     yield entropy, list(_ENTROPIES)
     spread = _lines(curves, {"feature_std": "feature std"}, 1)
-    yield Chart("Feature std of class tokens", "1 spread, 0 collapsed", spread, zero=True), ["feature_std"]
+    yield Chart("Spread of class tokens", "std; 0 is collapse", spread, zero=True), ["feature_std"]
 
 
 def _lines(curves: Curves, names: Mapping[str, str], first_colour: int) -> list[Line]:
@@ -99,4 +99,4 @@ def _uniform(stage: Mapping[str, Any]) -> tuple[float, str] | None:
     prototypes = stage.get("heads", {}).get("dino", {}).get("prototypes")
     if not isinstance(prototypes, int) or prototypes < 2:
         return None
-    return math.log(prototypes), f"ln {prototypes}: all prototypes alike"
+    return math.log(prototypes), f"ln {prototypes}: no preference"
