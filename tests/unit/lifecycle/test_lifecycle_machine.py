@@ -67,7 +67,7 @@ class LifecycleMachine(RuleBasedStateMachine):
     def round(self, mode):
         self._act(self._decide(self._look(), twice=mode == "twice"))
 
-    @rule(effects=st.integers(-1, 2))
+    @rule(effects=st.sampled_from([-1, 0, 0, 1, 2]))
     def round_and_crash(self, effects):
         """Dies before it has written (-1), or after that and so many effects; then reads its file."""
         decision = self._decide(self._look())
@@ -76,10 +76,14 @@ class LifecycleMachine(RuleBasedStateMachine):
         if self.stored is not None:
             self.stored = decode(json.loads(json.dumps(encode(self.stored))))
 
-    @rule(back=st.integers(1, 8))
-    def stale_round(self, back):
-        if self.looks:
-            self._act(self._decide(self.looks[-min(back, len(self.looks))]))
+    @rule(back=st.integers(1, 8), absent=st.booleans())
+    def stale_round(self, back, absent):
+        """An older look is believed to be a new one; the worst are those from before the live attempt was there."""
+        live = self.stored.live if self.stored else None
+        looks = [o for o in self.looks if live and o.execution(live.number) and o.phase(live.number) is Phase.ABSENT]
+        looks = looks if looks and absent else self.looks
+        if looks:
+            self._act(self._decide(looks[-min(back, len(looks))]))
 
     # -- the world, the user, the clock
 
@@ -290,7 +294,7 @@ ON_CI = bool(os.environ.get("CI"))
 TestLifecycle = LifecycleMachine.TestCase
 TestLifecycle.settings = settings(
     max_examples=int(os.environ.get("DINOCTL_LIFECYCLE_EXAMPLES", "2000")),
-    stateful_step_count=25,
+    stateful_step_count=30,
     deadline=None,
     derandomize=ON_CI,
     database=None if ON_CI else settings.default.database,
