@@ -1,4 +1,6 @@
 import io
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -6,8 +8,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dinoctl.data.pack import pack
+from dinoctl.data.storage import open_storage
 from dinoctl.evaluation.pictures import component_colours, pca_picture
 from dinoctl.model import VisionTransformer, ViTConfig
+from dinoctl.spec.policy import Gate, KnnSettings
+from dinoctl.stages.measure import Normalisation
+from dinoctl.stages.pictures import PCA_PICTURE, draw_pictures
 
 
 def backbone(size: int = 16, patch: int = 4, dim: int = 12) -> VisionTransformer:
@@ -90,3 +97,38 @@ def test_no_images_and_unequal_ones_are_refused() -> None:
         pca_picture(backbone(), normalised[:0], pixels[:0])
     with pytest.raises(ValueError, match="both need the same n"):
         pca_picture(backbone(), normalised, pixels[:2])
+
+
+def test_a_drawing_that_fails_is_told_and_does_not_fail_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gate = Gate(dataset=str(tmp_path / "nowhere"))
+    attempt = SimpleNamespace(name="learn", spec=SimpleNamespace(gate=gate), storage=open_storage(str(tmp_path)))
+    context = SimpleNamespace(device=torch.device("cpu"))
+    draw_pictures(attempt, context, backbone(), Normalisation((0.5, 0.5, 0.5), (0.2, 0.2, 0.2)))  # type: ignore[arg-type]
+    assert capsys.readouterr().err.startswith("learn: no picture of the features was drawn: ")
+    assert not attempt.storage.exists(PCA_PICTURE)
+
+
+def test_a_job_without_a_gate_has_no_picture(tmp_path: Path) -> None:
+    attempt = SimpleNamespace(spec=SimpleNamespace(gate=None), storage=open_storage(str(tmp_path)))
+    draw_pictures(attempt, None, backbone(), Normalisation((0, 0, 0), (1, 1, 1)))  # type: ignore[arg-type]
+    assert list(attempt.storage.list()) == []
+
+
+def test_the_pictures_images_come_from_the_gates_test_split(tmp_path: Path) -> None:
+    for i in range(20):
+        path = tmp_path / "raw" / str(i % 2) / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (12 * i, 0, 0)).save(path)
+    pack(str(tmp_path / "raw"), tmp_path / "data", splits={"val": 9})
+    gate = Gate(dataset=str(tmp_path / "data"), knn=KnnSettings(image_size=16, resize=16))
+    attempt = SimpleNamespace(
+        name="learn", spec=SimpleNamespace(gate=gate), storage=open_storage(str(tmp_path / "job"))
+    )
+    context = SimpleNamespace(device=torch.device("cpu"))
+    draw_pictures(attempt, context, backbone(), Normalisation((0.5, 0.5, 0.5), (0.2, 0.2, 0.2)))  # type: ignore[arg-type]
+    drawn = np.asarray(opened(attempt.storage.read(PCA_PICTURE)))
+    centres = drawn[48::110, 48::208]
+    assert int((centres[..., 3] > 0).sum()) == 9
+    assert {int(red) // 12 for red in centres[centres[..., 3] > 0][:, 0]} <= set(range(20))
