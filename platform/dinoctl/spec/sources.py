@@ -61,8 +61,11 @@ class UriRef(Section):
     uri: Uri = Field(description="s3://bucket/prefix, file:///path or a path.")
 
 
+SOURCE_TAGS = ("<uri-text>", "<job>", "<model>", "<uri>")
+
+
 def _tag(value: object) -> str:
-    """Which branch a source is meant to be, so that errors speak of that one only (tags in <> are not shown)."""
+    """Which branch a source is meant to be, so that errors speak of that one only; these tags are not shown."""
     if isinstance(value, (str, int, float)):
         return "<uri-text>"
     if isinstance(value, dict):

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from dinoctl.spec.errors import Problem
 from dinoctl.spec.job import API_VERSION, STAGES, DinoJob
+from dinoctl.spec.sources import SOURCE_TAGS
 from dinoctl.spec.yamldoc import Path, YamlDoc
 
 _MUST_BE = {
@@ -37,7 +38,7 @@ _NUMBERS = ("int_type", "float_type", "int_from_float")
 
 def problem_of(doc: YamlDoc, detail: Any) -> Problem:
     """One of pydantic's errors with its place in the file."""
-    path: Path = tuple(part for part in detail["loc"] if not (isinstance(part, str) and part.startswith("<")))
+    path: Path = tuple(part for part in detail["loc"] if part not in SOURCE_TAGS)
     return doc.problem(path, _message(path, detail))
 
 
@@ -46,7 +47,7 @@ def _message(path: Path, detail: Any) -> str:
     if kind == "value_error":
         return str(detail["ctx"]["error"])
     if kind == "extra_forbidden":
-        return "unknown field" + suggestion(str(path[-1]), _fields_at(path[:-1]))
+        return "unknown field" + suggestion(str(detail["loc"][-1]), _fields_at(path[:-1]))
     if kind == "missing":
         return _missing(path, given)
     if kind == "union_tag_invalid":
@@ -56,7 +57,8 @@ def _message(path: Path, detail: Any) -> str:
     if not path:
         return f"must be a mapping with apiVersion: {API_VERSION}, kind: DinoJob, metadata and spec, not {_show(given)}"
     if kind in _MUST_BE:
-        return f"must be {_MUST_BE[kind].format(**detail.get('ctx', {}))}, not {_show(given)}{_hint(kind, given)}"
+        limits = {name: f"{v:g}" if isinstance(v, float) else v for name, v in detail.get("ctx", {}).items()}
+        return f"must be {_MUST_BE[kind].format(**limits)}, not {_show(given)}{_hint(kind, given)}"
     message = str(detail["msg"])
     return f"{message[0].lower()}{message[1:]}, not {_show(given)}"
 

@@ -1,0 +1,93 @@
+"""Contradictions that show only once the values are known."""
+
+import pytest
+from spec_documents import PRETRAIN, Workshop, document
+
+PARENT = """
+pretrain:
+  data: {source: x, split: all}
+  globalBatch: 128
+  model: {arch: vit_small, registers: 4, dropPath: 0.1}
+  masks: {probability: 0.7}
+  losses: {koleo: 0.05, sinkhornIterations: 5}
+  optimizer: {layerDecay: 0.8}
+  crops: {local: {count: 4}, augmentation: {solarize: 0, blur: {local: 0.3}}}
+  heads: {dino: {prototypes: 512}}
+"""
+DISTILL = "distill: {teacher: {job: p}, data: {source: x}, model: {arch: vit_small"
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        (
+            "pretrain: {data: {source: x}, globalBatch: 10}\ncompute: {workers: 3}",
+            "globalBatch: 10 images do not divide among 3 workers; 9 would",
+        ),
+        (
+            "pretrain: {data: {source: x}, globalBatch: 3}\ncompute: {workers: 3}",
+            "globalBatch: 1 image a worker, but KoLeo compares at least 2; use 6, or losses.koleo: 0",
+        ),
+        (
+            "pretrain: {data: {source: x}, crops: {global: {size: 225}}}",
+            "crops.global.size: 225 is not a multiple of patchSize 14; 224 would be",
+        ),
+        (
+            "pretrain: {data: {source: x}, crops: {local: {size: 96}}}",
+            "crops.local.size: 96 is not a multiple of patchSize 14; 98 would be",
+        ),
+        (
+            "pretrain: {data: {source: x}, steps: 10, schedules: {learningRate: {warmupSteps: 11}}}",
+            "learningRate.warmupSteps: 11 steps are more than the job's 10",
+        ),
+        ("highres: {from: {uri: m}, model: {arch: vit_base}}", "highres.data: required here"),
+        ("highres: {from: {uri: m}, data: {source: x}}", "highres.model: required here"),
+        (
+            "highres: {from: {job: p}, size: 500}",
+            "spec.highres.size: 500 is not a multiple of patchSize 14; 504 would be",
+        ),
+        ("highres: {from: {job: p}, localSize: 100}", "spec.highres.localSize: 100 is not a multiple"),
+        (
+            "highres: {from: {job: p}, crops: {global: {size: 448}}}",
+            "crops.global.size: 448, but size is 518; set size alone",
+        ),
+        (
+            "highres: {from: {job: p}, localSize: 98, crops: {local: {size: 112}}}",
+            "crops.local.size: 112, but localSize is 98",
+        ),
+        (
+            "highres: {from: {job: p}, model: {registers: 0}}",
+            "highres.model: is the parent's; only dropPath can be changed",
+        ),
+        ("highres: {from: {job: p}, heads: {dino: {prototypes: 9}}}", "highres.heads: are the parent's"),
+        (DISTILL + ", patchSize: 16}}", "patchSize: 16, but the teacher's is 14"),
+        (DISTILL + "}, heads: {dino: {prototypes: 9}}}", "dino.prototypes: 9, but the teacher has 512"),
+        (DISTILL + "}, heads: {ibot: null}}", "heads.ibot: must be like the teacher's"),
+        (f"{PRETRAIN}\ngate: {{dataset: y, knn: {{imageSize: 225}}}}", "gate.knn.imageSize: 225 is not a multiple"),
+        (
+            f"{PRETRAIN}\ngate: {{dataset: y, knn: {{imageSize: 224, resize: 200}}}}",
+            "resize 200 is smaller than imageSize 224",
+        ),
+        (
+            f"{PRETRAIN}\ngate: {{dataset: y, knn: {{resize: 200}}}}",
+            "gate.knn.resize: 200 is smaller than imageSize 224",
+        ),
+        (
+            "evaluate: {model: {job: p}, protocols: {knn: {dataset: y, imageSize: 225}}}",
+            "knn.imageSize: 225 is not a multiple",
+        ),
+    ],
+)
+def test_contradictions_are_told_with_their_place(workshop: Workshop, spec: str, said: str) -> None:
+    (line,) = workshop.problems(document("p", PARENT), document("a", spec))
+    assert said in line
+    assert int(line.split(":")[1]) >= 5
+
+
+def test_contradictions_of_all_jobs_are_told_at_once(workshop: Workshop) -> None:
+    bad = "pretrain: {data: {source: x}, globalBatch: 10, crops: {global: {size: 225}}}\ncompute: {workers: 3}"
+    assert len(workshop.problems(document("a", bad), document("b", bad))) == 4
+
+
+def test_no_local_crops_need_no_size(workshop: Workshop) -> None:
+    assert workshop.spec("pretrain: {data: {source: x}, crops: {local: {count: 0, size: 96}}}")
