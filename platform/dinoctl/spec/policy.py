@@ -77,3 +77,9 @@ class Gate(Section):
     test_split: str = choice("val", "Split that is measured.")
     knn: KnnSettings = choice(KnnSettings(), "Protocol.")
     promote: Promote | None = choice(None, "Registration after passing; null: none.")
+
+    @model_validator(mode="after")
+    def _champion(self) -> "Gate":
+        if self.champion_margin is not None and self.promote is None:
+            raise ValueError("championMargin compares with the holder of an alias; add promote: {model: NAME}")
+        return self

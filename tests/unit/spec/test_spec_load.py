@@ -163,6 +163,7 @@ def test_a_document_must_be_a_mapping(workshop: Workshop, text: str) -> None:
         # rules
         ("seed: 1", "4:1: spec: give exactly one of pack, pretrain, highres, distill, evaluate; found none"),
         ("pack: {source: x}\ngate: {dataset: x}", "a gate measures a trained model; pack has none"),
+        ("pretrain: {data: {source: x}}\ngate: {dataset: x, championMargin: 0}", "add promote: {model: NAME}"),
         ("~model: {arch: custom}", "arch custom needs embedDim, depth, numHeads"),
         ("~model: {arch: vit_base, depth: 18}", "depth 18 needs arch: custom"),
         ("compute: {engine: {name: ddp, zeroStage: 3}}", "engine ddp has no zeroStage; leave it out"),
