@@ -47,7 +47,8 @@ def _refuse_change(state: StateDir, job: ResolvedJob) -> None:
     if status is None or not status.attempts or document is None or status.spec_hash == job.spec_hash:
         return
     changes = list(differences(document["spec"], job.to_dict()["spec"]))
-    shown = "; ".join(changes[:_SHOWN]) or f"one of its parents changed ({', '.join(job.parents)})"
+    inherited = f"one of its parents changed ({', '.join(job.parents)})" if job.parents else "a default has changed"
+    shown = "; ".join(changes[:_SHOWN]) or inherited
     more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
     raise UserError(
         f"{job.file}: {job.name} has run already with another spec: {shown}{more}; "

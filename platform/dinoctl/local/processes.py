@@ -44,7 +44,7 @@ class Workers:
             return Execution(number, Phase.RUNNING, now)
         if child is None and claim is None:
             return Execution(number, Phase.ABSENT, now)
-        return Execution(number, Phase.FAILED, now, Cause.INFRASTRUCTURE, _epitaph(code))
+        return _without_outcome(number, scratch, code, now)
 
     def alive(self, scratch: Path) -> bool:
         """Whether any process of the attempt is still there, also one that has written its outcome."""
@@ -69,10 +69,14 @@ def _ended(number: int, outcome: Outcome, now: float) -> Execution:
     return Execution(number, Phase.FAILED, now, cause, outcome.message)
 
 
-def _epitaph(code: int | None) -> str:
-    if code is not None and code < 0:
-        return f"the worker was killed ({signal.Signals(-code).name})"
-    return f"the worker ended without a word (exit code {code})" if code is not None else "the worker was killed"
+def _without_outcome(number: int, scratch: Path, code: int | None, now: float) -> Execution:
+    """Killed: the infrastructure's. Ended by itself without a word: Python could not even begin, so the program's."""
+    if code is None or code < 0:
+        how = f" ({signal.Signals(-code).name})" if code else ""
+        return Execution(number, Phase.FAILED, now, Cause.INFRASTRUCTURE, f"the worker was killed{how}")
+    last = (scratch / "worker.log").read_text(errors="replace").strip().splitlines()[-1:]
+    message = f"the worker ended with exit code {code}: {''.join(last) or 'it left no log'}"
+    return Execution(number, Phase.FAILED, now, Cause.APPLICATION, message)
 
 
 def _kill_tree(pid: int) -> None:

@@ -108,6 +108,9 @@ class DeepSpeedEngine:
         _publish(self._average_persistent)
 
     def _master(self, p: ZeroParameter) -> Tensor:
+        if not p.requires_grad:  # a frozen parameter of the student (its mask token in distillation) has no master
+            shard: Tensor = p.ds_tensor.data
+            return shard
         value: Tensor = self._zero.get_local_fp32_param(p)
         return value.detach()
 
