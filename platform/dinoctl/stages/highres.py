@@ -1,8 +1,10 @@
 """High-resolution adaptation: student, teacher and heads of a parent go on at a larger size (paper App. B.2)."""
 
 from dinoctl.handover.attempt import Attempt
+from dinoctl.model import ViTConfig
+from dinoctl.spec.errors import UserError
 from dinoctl.spec.stages import HighRes
-from dinoctl.stages.models import open_model
+from dinoctl.stages.models import OpenedModel, open_model, vit_config
 from dinoctl.stages.recipe import Recipe
 from dinoctl.stages.train import train
 from dinoctl.training.context import Context
@@ -15,8 +17,21 @@ def run(attempt: Attempt, context: Context) -> LoopResult:
     stage = attempt.spec.stage
     assert isinstance(stage, HighRes)  # noqa: S101 - the table of stages pairs them
     parent = open_model(stage.parent, attempt.tracking_uri)
+    if stage.model is not None:
+        _check_same(parent, vit_config(stage.model, stage.size))
     drop_path = stage.model.drop_path if stage.model else None
     student = parent.network(stage.size, drop_path=drop_path or 0.0, student=True)
     teacher = parent.network(stage.size)
     recipe = Recipe.of(stage)
     return train(attempt, context, recipe, Learner(student, teacher, None, recipe.losses), stage.size)
+
+
+def _check_same(parent: OpenedModel, wanted: ViTConfig) -> None:
+    """A registered model may be another one than the document says."""
+    found = parent.exported.config
+    for name in ("embed_dim", "depth", "num_heads", "patch_size", "registers", "ffn"):
+        if getattr(found, name) != getattr(wanted, name):
+            raise UserError(
+                f"{parent.origin} has {name} {getattr(found, name)}, but highres.model says {getattr(wanted, name)}; "
+                "correct the model section or name another parent"
+            )

@@ -22,6 +22,7 @@ def run(attempt: Attempt, context: Context) -> LoopResult:
     report = packing.pack(
         stage.source,
         f"{attempt.storage_uri}/{DATASET}",
+        format=stage.format,
         splits=stage.splits,
         shard_bytes=stage.shard_size,
         max_bad_rate=stage.max_bad_rate,
