@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+
 from support.runs import DINOCTL, PACK, Runs
 
 FOLDER = """

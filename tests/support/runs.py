@@ -48,6 +48,7 @@ class Runs:
     text: str
     limit_s: float = 420.0
     process: subprocess.Popen[str] | None = field(default=None, init=False)
+    output: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
