@@ -47,8 +47,8 @@ class Commit:
     @staticmethod
     def from_json(data: bytes) -> "Commit":
         """Raises ValueError when ``data`` is not a commit of this format."""
-        fields: dict[str, Any] = json.loads(data)
-        if fields.pop("format", None) != FORMAT:
+        fields: Any = json.loads(data)
+        if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
             raise ValueError(f"not a {FORMAT}")
         return Commit(**fields)
 
@@ -96,9 +96,27 @@ class Ledger:
     def commit(self, step: int) -> Commit | None:
         """The commit of a step, None when there is none that can be read."""
         try:
-            return Commit.from_json(self.storage.read(f"{step_name(step)}/COMMIT"))
+            commit = Commit.from_json(self.storage.read(f"{step_name(step)}/COMMIT"))
         except (NotFoundError, ValueError, TypeError):
             return None
+        return commit if commit.step == step else None
+
+    def create(self, commit: Commit) -> bool:
+        """Makes a checkpoint exist. False, and nothing changes, when its step has a COMMIT already."""
+        return self.storage.write_if_absent(f"{step_name(commit.step)}/COMMIT", commit.to_json())
+
+    def intact(self, step: int, spec_hash: str) -> bool:
+        """Whether a step's COMMIT is of this resolved spec, not set aside, and all its files are there."""
+        commit, keys = self.commit(step), set(self.storage.list(f"{step_name(step)}/"))
+        if commit is None or commit.spec_hash != spec_hash or f"{step_name(step)}/CORRUPT" in keys:
+            return False
+        files = {key.removesuffix(".json") + ".bin" for key in commit.manifests}
+        return keys >= files | set(commit.manifests)
+
+    def replace(self, commit: Commit) -> None:
+        """Puts ``commit`` in the place of one that is not intact. Only for the newest attempt."""
+        self.storage.write(f"{step_name(commit.step)}/COMMIT", commit.to_json())
+        self.storage.delete(f"{step_name(commit.step)}/CORRUPT")
 
     def remove(self, step: int) -> None:
         """Deletes a checkpoint, COMMIT first, so that a crash leaves an orphan and never half a checkpoint."""

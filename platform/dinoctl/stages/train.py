@@ -4,12 +4,14 @@ import time
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from dinoctl.data.batch import Batch, normalise, to_device
+from dinoctl.data.errors import StorageError
 from dinoctl.data.loader import TrainLoader
 from dinoctl.handover.attempt import Attempt
-from dinoctl.handover.ledger import CHECKPOINTS, Ledger
+from dinoctl.handover.ledger import CHECKPOINTS, Commit, Ledger
 from dinoctl.stages.data import Data, open_data
 from dinoctl.stages.finish import finish, versions
 from dinoctl.stages.recipe import Recipe
@@ -51,12 +53,27 @@ def _resume(attempt: Attempt, context: Context, ledger: Ledger, engine: Engine) 
     if context.rank == 0:
         ledger.begin(attempt.number)
         ledger.collect_orphans(attempt.number)
-    context.barrier()
-    head = ledger.head(attempt.spec_hash)
+    head = _agreed_head(attempt, context, ledger)
     if head is None:
         return 0
     engine.load(Checkpoint(ledger.storage, head).read, head.step)
     return head.step
+
+
+def _agreed_head(attempt: Attempt, context: Context, ledger: Ledger) -> Commit | None:
+    """Rank 0's answer for all: a replaced attempt may still be committing while the ranks look."""
+    head = ledger.head(attempt.spec_hash) if context.rank == 0 else None
+    if context.world == 1:
+        return head
+    step = torch.tensor(head.step if head else -1, device=context.device)
+    dist.broadcast(step, src=0)
+    found = int(step.item())
+    if context.rank == 0 or found < 0:
+        return head
+    commit = ledger.commit(found)
+    if commit is None:
+        raise StorageError(f"rank {context.rank} does not see the checkpoint of step {found} in {ledger.storage.uri}")
+    return commit
 
 
 def _run_loop(

@@ -7,19 +7,20 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NoReturn
 
 import google_crc32c
 import torch
 from torch import Tensor
 
-from dinoctl.data.errors import NotFoundError
+from dinoctl.data.errors import NotFoundError, StorageError
 from dinoctl.data.storage import Storage
 from dinoctl.handover.ledger import Commit, Ledger, step_name
 from dinoctl.training.engines.base import Slice
 from dinoctl.training.manifest import Piece, pieces_from_json, pieces_to_json
 from dinoctl.training.snapshot import Snapshot, SnapshotBuffer
 
-_POLL_S = 0.05
+_POLL_S, _POLL_MAX_S = 0.05, 1.0  # questions to the storage, rarer the longer the answer takes
 
 
 class CorruptCheckpointError(OSError):
@@ -37,8 +38,7 @@ class Checkpoint:
             if google_crc32c.value(data) != crc:
                 self._set_aside(f"{manifest} does not match its checksum")
             for piece in pieces_from_json(data):
-                if piece.length:
-                    self._pieces.setdefault((piece.kind, piece.name), []).append(piece)
+                self._pieces.setdefault((piece.kind, piece.name), []).append(piece)
 
     def names(self, kind: str) -> dict[str, tuple[int, ...]]:
         """Tensor names of a kind with their shapes."""
@@ -79,19 +79,23 @@ class Checkpoint:
     def _piece(self, piece: Piece) -> Tensor:
         dtype: torch.dtype = getattr(torch, piece.dtype)
         end = piece.position + piece.length * dtype.itemsize
-        data = self._guard(lambda: self._storage.read(piece.file, piece.position, end))
+        data = self._guard(lambda: self._storage.read(piece.file, piece.position, end), piece.file, end)
         if google_crc32c.value(data) != piece.crc32c:
             self._set_aside(f"{piece.file} is damaged at {piece.name}")
         return torch.frombuffer(bytearray(data), dtype=dtype)
 
-    def _guard(self, read: Callable[[], bytes]) -> bytes:
+    def _guard(self, read: Callable[[], bytes], file: str = "", end: int = 0) -> bytes:
+        """What is missing, or ends before byte ``end`` of ``file``, is damage; other errors are the storage's."""
         try:
             return read()
         except NotFoundError as error:
             self._set_aside(str(error))
-            raise  # unreachable, _set_aside raises
+        except StorageError:
+            if not file or self._storage.size(file) >= end:
+                raise
+            self._set_aside(f"{file} is shorter than its manifest says")
 
-    def _set_aside(self, reason: str) -> None:
+    def _set_aside(self, reason: str) -> NoReturn:
         step = self.commit.step
         self._storage.write_if_absent(f"{step_name(step)}/CORRUPT", json.dumps({"reason": reason}).encode())
         raise CorruptCheckpointError(f"checkpoint of step {step} is damaged and set aside: {reason}")
@@ -163,20 +167,32 @@ class LedgerWriter:
             step, me.attempt, me.world, me.spec_hash, me.run_id, me.seed, time.time(), manifests, me.versions
         )
         self._ledger.check_fence(me.attempt)
-        if not storage.write_if_absent(f"{step_name(step)}/COMMIT", commit.to_json()):
+        if self._ledger.create(commit):
+            return
+        if self._ledger.intact(step, me.spec_hash):
             storage.delete_prefix(prefix)  # an earlier attempt committed this very step: its state is the same one
+        else:
+            self._ledger.replace(commit)
 
     def _await_commit(self, step: int) -> None:
         """All ranks wait, so that a rank that returns from ``wait`` may rely on the checkpoint."""
-        self._poll(lambda: self._ledger.storage.exists(f"{step_name(step)}/COMMIT"), f"COMMIT of step {step}")
+        own = f"{step_name(step)}/a{self._me.attempt:04d}/rank-{self._me.rank:05d}.json"
+
+        def decided() -> bool:
+            """Committed by this attempt; or its slices are gone, because an earlier attempt's commit is good."""
+            commit = self._ledger.commit(step)
+            return commit is not None and (commit.attempt == self._me.attempt or not self._ledger.storage.exists(own))
+
+        self._poll(decided, f"COMMIT of step {step}")
 
     def _poll(self, done: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + self._timeout
+        deadline, pause = time.monotonic() + self._timeout, _POLL_S
         while not done():
             self._ledger.check_fence(self._me.attempt)
             if time.monotonic() > deadline:
                 raise TimeoutError(f"waited {self._timeout:g} s for {what}")
-            time.sleep(_POLL_S)
+            time.sleep(pause)
+            pause = min(1.2 * pause, _POLL_MAX_S)
 
     def _retain(self) -> None:
         for step in self._ledger.steps()[: -self._keep]:

@@ -46,9 +46,11 @@ class SnapshotBuffer:
         """Copies all slices; returns when the copies are complete."""
         bounds, total = [], 0
         for piece in slices:
-            size = piece.data.numel() * piece.data.element_size()
-            bounds.append((piece, total, total + size))
-            total += size
+            width = piece.data.element_size()
+            size = piece.data.numel() * width
+            start = -(-total // width) * width  # a view of bytes must begin at a multiple of its element
+            bounds.append((piece, start, start + size))
+            total = start + size
         if self._buffer.numel() < total:
             self._buffer = torch.empty(total, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
         buffer = self._buffer[:total]
