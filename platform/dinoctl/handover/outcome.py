@@ -1,6 +1,7 @@
 """How an attempt ended, in the words of the lifecycle, and whose fault it was."""
 
 import json
+import re
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,10 @@ from dinoctl.handover.ledger import FencedError
 from dinoctl.spec.errors import EnvironmentProblem, UserError
 
 _OUTCOME, _RESULT = "outcome.json", "result.json"
+# What torch.distributed says when another rank is gone (gloo in plain RuntimeErrors; torch isn't imported here).
+_PEER = re.compile(
+    r"Connection (closed|reset) by peer|Connection refused|Broken pipe|^(RuntimeError: )?\[(?!enforce).*gloo|^Dist\w+:"
+)
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,16 @@ def classify(attempt: int, error: BaseException) -> Outcome:
         return Outcome(attempt, "failed", "Spec", text)
     if isinstance(error, EnvironmentProblem):
         return Outcome(attempt, "failed", "Infrastructure", text, environment=True)
-    if isinstance(error, (OSError, TimeoutError, MemoryError)) or type(error).__module__.startswith("ray."):
-        return Outcome(attempt, "failed", "Infrastructure", f"{type(error).__name__}: {text.splitlines()[0]}")
+    message = f"{type(error).__name__}: {text.splitlines()[0]}"
+    if isinstance(error, (OSError, MemoryError)) or type(error).__module__.startswith("ray.") or _lost_peer(error):
+        return Outcome(attempt, "failed", "Infrastructure", message)
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return Outcome(attempt, "failed", "Application", f"{type(error).__name__}: {text.splitlines()[0]}{where}")
+    return Outcome(attempt, "failed", "Application", message + where)
+
+
+def _lost_peer(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and _PEER.search(f"{type(error).__name__}: {error}") is not None
 
 
 def write_rank_error(attempt: Attempt, rank: int, error: BaseException) -> None:
@@ -85,4 +95,9 @@ def read_rank_errors(attempt: Attempt) -> Outcome | None:
     """The telling error of all ranks: one rank's mistake makes the others fail with broken connections."""
     found = [_read(path) for path in sorted(attempt.scratch.glob("error-rank-*.json"))]
     errors = [outcome for outcome in found if outcome is not None]
-    return min(errors, key=lambda o: (not o.environment, _GRAVITY.index(o.cause)), default=None)
+    return min(errors, key=_telling, default=None)
+
+
+def _telling(outcome: Outcome) -> tuple[bool, int, bool]:
+    """A broken connection is only the echo of another rank's end."""
+    return not outcome.environment, _GRAVITY.index(outcome.cause), _PEER.search(outcome.message) is not None

@@ -52,7 +52,7 @@ Inputs = Callable[[Batch], tuple[Tensor | None, ...]]
 
 
 class DivergedError(UserError):
-    """The loss is no longer finite."""
+    """The loss or a gradient is no longer finite."""
 
 
 class Loop:
@@ -81,7 +81,7 @@ class Loop:
         """Steps from ``start`` (the number of steps already done) to the end or to a stop.
 
         Raises:
-            DivergedError: the loss is not finite at the end of an interval; nothing of it is committed.
+            DivergedError: loss or gradients were not finite at the end of an interval; nothing of it is committed.
         """
         self._committed = start
         settings, step, stopped = self._settings, start, False
@@ -118,10 +118,11 @@ class Loop:
         metrics = self._meter.take()
         self._pace.mark(step)
         self._loss = metrics["loss"]
-        if not math.isfinite(self._loss):
-            finite = [name for name, value in metrics.items() if not math.isfinite(value)]
+        broken = [name for name, value in metrics.items() if not math.isfinite(value)]
+        # A gradient that is not finite has spoilt the weights already, although the loss is the one before.
+        if any(name == "loss" or name.startswith("grad_norm/") for name in broken):
             raise DivergedError(
-                f"the loss is {self._loss} at step {step} (not finite: {', '.join(finite)}); the last checkpoint is of "
+                f"the loss is {self._loss} at step {step} (not finite: {', '.join(broken)}); the last checkpoint is of "
                 f"step {self._committed}; lower schedules.learningRate.base or lengthen warmupSteps"
             )
         if self._context.rank == 0:

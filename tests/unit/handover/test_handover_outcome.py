@@ -1,0 +1,104 @@
+"""How an attempt ended and whose fault it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_handover_files import attempt
+
+from dinoctl.data.errors import DataError, NotFoundError, StorageError
+from dinoctl.handover.ledger import FencedError
+from dinoctl.handover.outcome import Outcome, classify, read_rank_errors, write_rank_error
+from dinoctl.spec.errors import EnvironmentProblem, UserError
+from dinoctl.training.ledger import CorruptCheckpointError
+from dinoctl.training.loop import DivergedError
+
+
+def foreign(module: str, name: str, base: type[BaseException] = Exception) -> type[BaseException]:
+    return type(name, (base,), {"__module__": module})
+
+
+ActorDied = foreign("ray.exceptions", "ActorDiedError")
+GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:6049. GLHF!"
+TIMED_OUT = "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms for recv"
+MISUSED = "[enforce fail at /pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:446] op.preamble.length <= op.nbytes"
+
+CASES = [
+    (UserError("bad value"), "Spec", False, "bad value"),
+    (DataError("no such split"), "Spec", False, "no such split"),
+    (DivergedError("the loss is nan"), "Spec", False, "the loss is nan"),
+    (EnvironmentProblem("no port"), "Infrastructure", True, "no port"),
+    (StorageError("disk full"), "Infrastructure", True, "disk full"),
+    (NotFoundError("no bucket"), "Infrastructure", True, "no bucket"),
+    (OSError(5, "Input/output error"), "Infrastructure", False, "OSError: [Errno 5] Input/output error"),
+    (ConnectionResetError("reset"), "Infrastructure", False, "ConnectionResetError: reset"),
+    (TimeoutError("waited 600 s"), "Infrastructure", False, "TimeoutError: waited 600 s"),
+    (MemoryError(), "Infrastructure", False, "MemoryError: MemoryError"),
+    (CorruptCheckpointError("step 5 is damaged"), "Infrastructure", False, "CorruptCheckpointError: step 5 is damaged"),
+    (FencedError("attempt 1 was replaced"), "Stopped", False, "attempt 1 was replaced"),
+    (ActorDied("node lost\nmore"), "Infrastructure", False, "ActorDiedError: node lost"),
+    (RuntimeError(GLOO), "Infrastructure", False, f"RuntimeError: {GLOO}"),
+    (RuntimeError(TIMED_OUT), "Infrastructure", False, f"RuntimeError: {TIMED_OUT}"),
+    (torch.distributed.DistBackendError("NCCL error"), "Infrastructure", False, "DistBackendError: NCCL error"),
+    (RuntimeError(MISUSED), "Application", False, f"RuntimeError: {MISUSED}"),
+    (ValueError("shape"), "Application", False, "ValueError: shape"),
+    (KeyError("name"), "Application", False, "KeyError: 'name'"),
+    (AssertionError(), "Application", False, "AssertionError: AssertionError"),
+    (RuntimeError("first\nsecond"), "Application", False, "RuntimeError: first"),
+    (KeyboardInterrupt(), "Application", False, "KeyboardInterrupt: KeyboardInterrupt"),
+]
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "environment", "message"), CASES, ids=[f"{type(c[0]).__name__}-{i}" for i, c in enumerate(CASES)]
+)
+def test_whose_fault_it_is(error: BaseException, cause: str, environment: bool, message: str) -> None:
+    assert classify(4, error) == Outcome(4, "failed", cause, message, environment=environment)
+
+
+def test_a_bug_is_told_with_its_place() -> None:
+    try:
+        torch.zeros(2) + torch.zeros(3)
+    except RuntimeError as error:
+        line = error.__traceback__.tb_lineno  # type: ignore[union-attr]
+        outcome = classify(1, error)
+    assert outcome.cause == "Application"
+    assert outcome.message.endswith(f" (test_handover_outcome.py:{line})")
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    assert Outcome.read(tmp_path) is None
+    assert Outcome.read_result(tmp_path) is None
+    done = Outcome(1, "succeeded", step=60)
+    failed = Outcome(1, "failed", "Infrastructure", "disk full", 3, True)
+    done.write_result(tmp_path)
+    failed.write(tmp_path)
+    assert (Outcome.read(tmp_path), Outcome.read_result(tmp_path)) == (failed, done)
+    assert {path.name for path in tmp_path.iterdir()} == {"outcome.json", "result.json"}
+
+
+ECHO = RuntimeError(GLOO)
+
+
+@pytest.mark.parametrize(
+    ("errors", "telling"),
+    [
+        ([ECHO, UserError("bad value"), ECHO], 1),
+        ([ECHO, ValueError("a bug")], 1),
+        ([ECHO, OSError("node is going down")], 1),
+        ([OSError("node is going down"), ECHO], 0),
+        ([ECHO, StorageError("disk full")], 1),
+        ([UserError("bad value"), StorageError("disk full")], 1),
+        ([ValueError("a bug"), UserError("bad value")], 1),
+        ([UserError("bad value"), FencedError("replaced")], 1),
+        ([ECHO, RuntimeError(GLOO + " later")], 0),
+    ],
+)
+def test_the_telling_error_of_all_ranks(tmp_path: Path, errors: list[BaseException], telling: int) -> None:
+    own = attempt(tmp_path)
+    assert read_rank_errors(own) is None
+    for rank, error in enumerate(errors):
+        write_rank_error(own, rank, error)
+    assert read_rank_errors(own) == classify(own.number, errors[telling])

@@ -1,0 +1,241 @@
+"""The loop in one process: what it records, when it commits, stopping and going on, divergence."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from test_learner import batch, network
+from torch import Tensor
+
+from dinoctl.data.batch import Batch
+from dinoctl.data.local import LocalStorage
+from dinoctl.handover.ledger import Ledger
+from dinoctl.handover.progress import Progress
+from dinoctl.spec.recipe import LearningRate, Losses, Optimizer, Schedules, TeacherTemperature
+from dinoctl.training.context import ProcessContext
+from dinoctl.training.engines.ddp import DdpEngine
+from dinoctl.training.groups import parameter_groups
+from dinoctl.training.learner import pretraining_learner
+from dinoctl.training.ledger import Checkpoint, LedgerWriter, WriterIdentity
+from dinoctl.training.loop import DivergedError, Loop, LoopResult, LoopSettings
+from dinoctl.training.schedules import RecipeSchedules
+
+STEPS, BATCH = 12, 2
+PARTS = {"loss", "dino_global", "dino_local", "ibot", "koleo", "target_entropy", "prototype_usage", "feature_std"}
+NORMS = {f"grad_norm/student.{module}" for module in ("backbone", "dino_head", "ibot_head")}
+RATES = {f"schedule/{name}" for name in ("learning_rate", "weight_decay", "momentum", "teacher_temperature")}
+CLOCKS = {"images_per_s", "data_wait_s", "checkpoint/copy_s", "checkpoint/wait_s"}
+SCHEDULES = Schedules(
+    learning_rate=LearningRate(base=1e-3, scaling="none", warmup_steps=2),
+    teacher_temperature=TeacherTemperature(warmup_steps=2),
+    freeze_last_layer_steps=1,
+)
+
+
+def engine(cls: type[DdpEngine] = DdpEngine) -> DdpEngine:
+    learner = pretraining_learner(network(drop_path=0.3), Losses())
+    optimizer = torch.optim.AdamW(parameter_groups(learner.named_parameters(), depth=2, optimizer=Optimizer()))
+    return cls(learner, optimizer, precision="fp32", device=torch.device("cpu"))
+
+
+def batches(start: int, broken: int = -1) -> Iterator[Batch]:
+    """The same batch for a step wherever it starts; that of step ``broken`` is not a number."""
+    for step in range(start, 10**9):
+        made = batch(BATCH, seed=step)
+        if step == broken:
+            made["global_crops"][0] = math.nan
+        names = ("global_crops", "local_crops", "masks", "mask_indices", "mask_weights")
+        yield Batch(step, torch.arange(BATCH), **{name: made[name] for name in names})
+
+
+def inputs(batch: Batch) -> tuple[Tensor | None, ...]:
+    return batch.global_crops, batch.local_crops, batch.masks, batch.mask_indices, batch.mask_weights
+
+
+@dataclass
+class Run:
+    """One attempt of a job whose files are below ``root``."""
+
+    root: Path
+    engine: DdpEngine = field(default_factory=engine)
+    number: int = 1
+    every: int = 4
+    log_every: int = 2
+    stop_at: int = -1
+    broken: int = -1
+    steps: int = STEPS
+    recorded: dict[int, dict[str, float]] = field(default_factory=dict)
+    reports: list[Progress] = field(default_factory=list)
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(LocalStorage(self.root / "checkpoints"))
+
+    def go(self) -> LoopResult:
+        start = self._resume()
+        stop = self.root / f"stop-{self.number}"
+        context = ProcessContext(torch.device("cpu"), stop, sink=self.reports.append)
+        settings = LoopSettings(self.steps, BATCH, self.every, self.log_every, clip_norm=3.0, seed=1)
+        identity = WriterIdentity(self.number, 0, 1, "spec", "run", 1, {})
+        writer = LedgerWriter(self.ledger, identity, keep=9)
+
+        def record(step: int, metrics: dict[str, float]) -> None:
+            self.recorded[step] = metrics
+            if step >= self.stop_at >= 0:
+                stop.touch()
+
+        schedules = RecipeSchedules(SCHEDULES, steps=STEPS, global_batch=BATCH)
+        loop = Loop(context, self.engine, schedules, writer, settings, inputs=inputs, record=record)
+        try:
+            return loop.run(batches(start, self.broken), start)
+        finally:
+            writer.close()
+
+    def _resume(self) -> int:
+        self.ledger.begin(self.number)
+        head = self.ledger.head("spec")
+        if head is None:
+            return 0
+        self.engine.load(Checkpoint(self.ledger.storage, head).read, head.step)
+        return head.step
+
+    def state(self) -> dict[tuple[str, str], Tensor]:
+        return {(piece.kind, piece.name): piece.data.clone() for piece in self.engine.slices()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(tmp_path_factory.mktemp("undisturbed"))
+    assert run.go() == LoopResult(STEPS, False, run.reports[-1].images_per_s)
+    return run
+
+
+@pytest.fixture(scope="module")
+def fine(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The same with every step recorded."""
+    run = Run(tmp_path_factory.mktemp("fine"), log_every=1)
+    run.go()
+    return run
+
+
+def test_metrics_are_recorded_at_log_steps_and_checkpoints(undisturbed: Run) -> None:
+    assert list(undisturbed.recorded) == [1, 2, 4, 6, 8, 10, 12]
+    for step, metrics in undisturbed.recorded.items():
+        assert set(metrics) == PARTS | NORMS | RATES | CLOCKS, step
+        assert all(math.isfinite(value) for value in metrics.values()), step
+        parts = sum(metrics[name] for name in ("dino_global", "dino_local", "ibot", "koleo"))
+        assert metrics["loss"] == pytest.approx(parts, rel=1e-5)
+    assert undisturbed.ledger.steps() == [4, 8, 12]
+
+
+def test_recorded_rates_are_those_of_the_last_step_of_the_interval(undisturbed: Run) -> None:
+    schedules = RecipeSchedules(SCHEDULES, steps=STEPS, global_batch=BATCH)
+    for step, metrics in undisturbed.recorded.items():
+        assert metrics["schedule/learning_rate"] == schedules.at(step - 1).lr
+        assert metrics["schedule/momentum"] == schedules.at(step - 1).momentum
+
+
+def test_a_metric_is_the_mean_of_its_interval(undisturbed: Run, fine: Run) -> None:
+    for name in PARTS | NORMS:
+        mean = (fine.recorded[5][name] + fine.recorded[6][name]) / 2
+        assert undisturbed.recorded[6][name] == pytest.approx(mean, rel=1e-6, abs=1e-9), name
+
+
+def test_progress_is_reported(undisturbed: Run) -> None:
+    reports = undisturbed.reports
+    assert [report.step for report in reports] == [1, 2, 4, 6, 8, 10, 12, 12]
+    assert {report.steps for report in reports} == {STEPS}
+    assert reports[0].eta_s is None, "no rate after one step: start-up is not pace"
+    assert reports[0].images_per_s == 0
+    for report in reports[1:]:
+        assert report.eta_s == pytest.approx((STEPS - report.step) * BATCH / report.images_per_s)
+        assert report.loss == undisturbed.recorded[report.step]["loss"]
+    assert [report.checkpoint_step for report in reports] == [0, 0, 0, 4, 4, 8, 8, 12]
+
+
+@pytest.mark.parametrize(("asked", "stops"), [(1, 5), (4, 5), (5, 10), (6, 10)])
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(fine: Run, tmp_path: Path, asked: int, stops: int) -> None:
+    first = Run(tmp_path, stop_at=asked, log_every=1)
+    result = first.go()
+    assert (result.step, result.stopped) == (stops, True)
+    assert first.ledger.steps()[-1] == stops
+    assert first.reports[-1].checkpoint_step == stops
+
+    second = Run(tmp_path, number=2, log_every=1)
+    assert not second.go().stopped
+    wanted = fine.state()
+    found = second.state()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert list(second.recorded) == list(range(stops + 1, STEPS + 1))
+    for step, metrics in second.recorded.items():
+        same = PARTS | NORMS | RATES
+        assert {name: metrics[name] for name in same} == {name: fine.recorded[step][name] for name in same}
+
+
+def test_the_last_step_is_no_stop(tmp_path: Path) -> None:
+    run = Run(tmp_path, stop_at=1, log_every=1, steps=5)
+    result = run.go()
+    assert (result.step, result.stopped) == (5, False)
+    assert run.ledger.steps() == [4, 5]
+
+
+def test_a_finished_run_has_nothing_left_to_do(undisturbed: Run) -> None:
+    again = Run(undisturbed.root, number=2)
+    assert again.go() == LoopResult(STEPS, False, 0.0)
+    assert again.recorded == {}
+    assert all(torch.equal(value, undisturbed.state()[name]) for name, value in again.state().items())
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_committed(tmp_path: Path) -> None:
+    run = Run(tmp_path, broken=6)
+    with pytest.raises(DivergedError) as caught:
+        run.go()
+    text = str(caught.value)
+    assert text.startswith("the loss is nan at step 8 (not finite: ")
+    assert {"loss", "dino_global", "feature_std", "grad_norm/student.backbone"} <= set(
+        text.split("not finite: ")[1].split(")")[0].split(", ")
+    )
+    assert "the last checkpoint is of step 4" in text
+    assert "schedules.learningRate.base" in text
+    assert run.ledger.steps() == [4]
+    assert max(run.recorded) == 6, "what is not finite is an error, not a metric"
+
+
+class Overflowing(DdpEngine):
+    """The gradients of step 3 overflow; the loss, taken before, does not show it."""
+
+    steps_done = 0
+
+    def clip(self, max_norm: float) -> dict[str, Tensor]:
+        self.steps_done += 1
+        if self.steps_done == 4:
+            gradient = next(iter(self._trained.values())).grad
+            assert gradient is not None
+            gradient.fill_(math.inf)
+        return super().clip(max_norm)
+
+
+def test_weights_that_a_gradient_has_spoilt_are_not_committed(tmp_path: Path) -> None:
+    run = Run(tmp_path, engine=engine(Overflowing))
+    with pytest.raises(DivergedError, match=r"at step 4 \(not finite: grad_norm/student.backbone\)"):
+        run.go()
+    assert run.ledger.steps() == []
+
+
+def test_an_error_of_the_data_comes_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(start: int, broken: int) -> Iterator[Batch]:
+        yield from itertools.islice(endless(start, broken), 5)
+        raise OSError("the shard is gone")
+
+    endless, run = batches, Run(tmp_path)
+    monkeypatch.setitem(globals(), "batches", failing)
+    with pytest.raises(OSError, match="the shard is gone"):
+        run.go()
+    assert run.ledger.steps() == [4]
