@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from dinoctl.data.storage import Storage, open_storage
@@ -75,8 +76,9 @@ class OpenedModel:
         backbone = dict(self.exported.backbone.state_dict())
         heads = {name: dict(state) for name, state in self.exported.heads.items()}
         if student and (weights := self._student()):
-            backbone = _below(weights, "backbone.")
-            heads = {name: _below(weights, f"{name}.") for name in heads}
+            # What a job keeps frozen (distillation: the mask token) is in no checkpoint, and equals its average.
+            backbone |= _below(weights, "backbone.")
+            heads = {name: state | _below(weights, f"{name}.") for name, state in heads.items()}
         config = replace(self.exported.config, drop_path=drop_path)
         if image_size is not None and image_size != config.img_size:
             backbone = resize_pos_embed(backbone, image_size // config.patch_size, config)
@@ -112,7 +114,7 @@ def open_model(source: ModelSource, tracking_uri: str | None) -> OpenedModel:
     directory = fetch(storage.child(EXPORT) if is_job else storage, origin)
     try:
         exported = load_export(directory)
-    except ValueError as error:
+    except (ValueError, SafetensorError) as error:
         raise UserError(f"{origin}: {error}") from None
     return OpenedModel(exported, origin, storage if is_job else None)
 
