@@ -40,7 +40,9 @@ class LoopSettings:
 
 @dataclass(frozen=True)
 class LoopResult:
-    """``stopped``: asked to stop before the end; a checkpoint of ``step`` is committed either way."""
+    """``stopped``: asked to stop before the end; a checkpoint of ``step`` is committed either way.
+    ``images_per_s`` is the mean of this attempt, without its start.
+    """
 
     step: int
     stopped: bool
@@ -101,7 +103,7 @@ class Loop:
                 self._committed = step
         self._writer.wait()
         self._report(step)
-        return LoopResult(step, stopped, self._pace.images_per_s)
+        return LoopResult(step, stopped, self._pace.average)
 
     def _step(self, batch: Batch, step: int) -> None:
         engine, values = self._engine, self._schedules.at(step)

@@ -37,6 +37,7 @@ class Pace:
 
     def __init__(self, global_batch: int) -> None:
         self._batch, self._time, self._step = global_batch, time.monotonic(), -1
+        self._began: tuple[float, int] | None = None
         self.images_per_s = 0.0
 
     def mark(self, step: int) -> None:
@@ -44,7 +45,15 @@ class Pace:
         now = time.monotonic()
         if self._step >= 0 and step > self._step:
             self.images_per_s = (step - self._step) * self._batch / max(1e-9, now - self._time)
+        self._began = self._began or (now, step)
         self._time, self._step = now, step
+
+    @property
+    def average(self) -> float:
+        """Images per second from the first mark to the last, checkpoints included; 0 before the second mark."""
+        if self._began is None or self._step == self._began[1]:
+            return 0.0
+        return (self._step - self._began[1]) * self._batch / max(1e-9, self._time - self._began[0])
 
     def eta_s(self, steps_left: int) -> float | None:
         """Seconds for ``steps_left`` steps at this pace, None before there is one."""
