@@ -46,8 +46,10 @@ SCHEDULES = RecipeSchedules(
 )
 CLIP = 0.5  # below the norms of these gradients, so that it takes effect
 # Two ranks add up in another order than one process. AdamW divides by the gradient's own size, so that a gradient
-# which is nothing but rounding moves a weight by up to the learning rate: weights agree to a share of it.
-LOSS_RTOL, WEIGHT_ATOL = 1e-5, 0.02 * LR
+# which is nothing but rounding moves a weight by up to the learning rate: weights agree to a share of it (seen: 3e-4,
+# in a bias of keys, whose true gradient is 0). Losses were off by 1e-7, moments by 2e-6 of the largest, averages by
+# 3e-9.
+LOSS_RTOL, NORM_RTOL, MOMENT_RTOL, WEIGHT_ATOL, AVERAGE_ATOL = 2e-6, 2e-5, 2e-5, 2e-3 * LR, 1e-7
 
 State = dict[tuple[str, str], Tensor]
 
@@ -231,12 +233,12 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     return Found(root, torch.load(root / "results.pt", weights_only=True), outcome)
 
 
-def assert_agree(ours: State, theirs: State, lr: float = LR) -> None:
+def assert_agree(ours: State, theirs: State) -> None:
     assert ours.keys() == theirs.keys()
     off = {key: float((ours[key] - theirs[key]).abs().max()) for key in ours if ours[key].numel()}
     for (kind, name), error in off.items():
-        size = float(theirs[kind, name].abs().max())
-        limit = WEIGHT_ATOL if kind in ("param", "teacher") else 1e-3 * size + 1e-9
+        size = MOMENT_RTOL * float(theirs[kind, name].abs().max())
+        limit = {"param": WEIGHT_ATOL, "teacher": AVERAGE_ATOL}.get(kind, size)
         assert error <= limit, (kind, name, error, limit)
 
 
@@ -267,7 +269,7 @@ def test_training_changes_everything_that_is_trained(found: Found) -> None:
 @pytest.mark.parametrize("engine", ["ddp", "zero"])
 def test_two_processes_agree_with_one(found: Found, engine: str) -> None:
     assert found.results[engine]["losses"] == pytest.approx(found.one["losses"], rel=LOSS_RTOL)
-    assert found.results[engine]["norms"] == pytest.approx(found.one["norms"], rel=1e-3)
+    assert found.results[engine]["norms"] == pytest.approx(found.one["norms"], rel=NORM_RTOL)
     for step in (3, 5, 6):
         assert_agree(found.state(engine, step), found.state("one", step))
 

@@ -112,7 +112,11 @@ class Run:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = Run(tmp_path_factory.mktemp("undisturbed"))
-    assert run.go() == LoopResult(STEPS, False, run.reports[-1].images_per_s)
+    result = run.go()
+    assert (result.step, result.stopped) == (STEPS, False)
+    assert (
+        min(r.images_per_s for r in run.reports[1:]) <= result.images_per_s <= max(r.images_per_s for r in run.reports)
+    )
     return run
 
 
