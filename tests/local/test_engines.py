@@ -134,7 +134,7 @@ class Training:
         commit = ledger.commit(step)
         assert commit is not None
         self.engine.load(Checkpoint(ledger.storage, commit).read, step)
-        self.done = step
+        self.done, self.losses = step, []
         return self
 
     def finish(self) -> dict[str, Any]:
@@ -170,18 +170,20 @@ def two_processes(rank: int, root: Path) -> None:
             training.to(step).save()
         results[name] = training.finish()
 
-    def resumed(name: str, engine: str, origin: str, step: int, learner: Callable[[], Learner] = pretraining) -> None:
-        training = Training(engine_of(engine, learner()), root / name).load(root / origin, step)
+    def resumed(name: str, origin: str, learner: Callable[[], Learner] = pretraining, *, after: int = 0) -> None:
+        """From step 3 of ``origin``, in an engine that has done ``after`` steps already."""
+        training = Training(engine_of("deepspeed", learner()), root / name).to(after).load(root / origin, 3)
         results[name] = training.to(STEPS).save().finish()
 
     trained("ddp", "ddp", at=(3, 5, 6))
     trained("zero", "deepspeed", at=(3, 5, 6))
     trained("zero-softmax", "deepspeed", softmax, at=(3, 6))
     trained("zero-distill", "deepspeed", distillation, at=(3, 6))
-    resumed("zero-zero", "deepspeed", "zero", 3)
-    resumed("softmax-zero", "deepspeed", "zero-softmax", 3, softmax)
-    resumed("distill-zero", "deepspeed", "zero-distill", 3, distillation)
-    resumed("one-zero", "deepspeed", "one", 3)
+    resumed("zero-zero", "zero")
+    resumed("zero-used", "zero", after=2)
+    resumed("softmax-zero", "zero-softmax", softmax)
+    resumed("distill-zero", "zero-distill", distillation)
+    resumed("one-zero", "one")
     results["clip"] = clip_of_zero()
     for name in ("ddp", "deepspeed"):
         half = Training(engine_of(name, pretraining_learner(network(), Losses()), "bf16"), root / f"bf16-{name}")
@@ -280,7 +282,8 @@ def test_zero_agrees_with_ddp(found: Found) -> None:
 
 
 @pytest.mark.parametrize(
-    ("origin", "again"), [("zero", "zero-zero"), ("zero-softmax", "softmax-zero"), ("zero-distill", "distill-zero")]
+    ("origin", "again"),
+    [("zero", "zero-zero"), ("zero", "zero-used"), ("zero-softmax", "softmax-zero"), ("zero-distill", "distill-zero")],
 )
 def test_zero_goes_on_from_its_own_checkpoint_bit_by_bit(found: Found, origin: str, again: str) -> None:
     assert found.results[again]["losses"] == found.results[origin]["losses"][3:]
