@@ -1,4 +1,4 @@
-"""Killing parts of a run at random steps changes nothing: the weights are those of the uninterrupted run, bit by bit."""
+"""Killing parts of a run at random steps changes nothing: the weights end the same, bit by bit."""
 
 import random
 import signal

@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, Self
 
@@ -115,8 +116,12 @@ class StateDir:
         return JobState(self.root / "jobs" / name, storage_root)
 
     def jobs(self) -> list[JobState]:
-        """All jobs known, by name."""
-        return [JobState(path.parent) for path in sorted(self.root.glob("jobs/*/spec.json"))]
+        """All jobs known, parents before children."""
+        found = {path.parent.name: JobState(path.parent) for path in sorted(self.root.glob("jobs/*/spec.json"))}
+        sorter: TopologicalSorter[str] = TopologicalSorter()
+        for name, job in found.items():
+            sorter.add(name, *((job.document or {}).get("parents", [])))
+        return [found[name] for name in sorter.static_order() if name in found]
 
     def known(self, name: str) -> JobState:
         """A job that has been run here.

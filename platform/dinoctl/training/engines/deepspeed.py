@@ -42,7 +42,8 @@ class DeepSpeedEngine:
         self._buffers = dict(learner.named_buffers())
         self._average = [_live(p.ds_tensor.data.float().clone(), p, self.rank) for _, p, _ in self._pairs]
         self._masters = [_live(self._master(p), p, self.rank) for _, _, p in self._pairs]
-        self._persistent = [p for name, p in learner.named_parameters() if p.ds_persist and not name.startswith("ema.")]
+        named: list[tuple[str, ZeroParameter]] = list(learner.named_parameters())
+        self._persistent = [p for name, p in named if p.ds_persist and not name.startswith("ema.")]
         self._zero.persistent_parameters = []  # gathered by us, see _gather; ``ema`` takes no part in forward
 
     @property
