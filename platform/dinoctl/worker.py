@@ -75,6 +75,7 @@ def _in_group(attempt: Attempt, path: Path) -> Outcome:
     compute = attempt.spec.compute
     use_gpu = compute.gpus_per_worker > 0
     _start_ray(compute.workers * compute.cpus_per_worker, use_gpu)
+    _stop_on_signals(attempt)  # again: Ray has put a handler of its own in place, which would exit at once
     try:
         _trainer_class()(
             rank_main,

@@ -9,6 +9,8 @@ import pytest
 
 from support.runs import PACK, TRAIN, Runs
 
+pytestmark = pytest.mark.timeout(1500)  # real runs, several of them, on whatever machine this is
+
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -45,6 +47,9 @@ def test_killed_rank_driver_and_cli_end_with_the_same_weights(runs: Runs, undist
     assert code == 0, output + runs.log("train")
     assert runs.export_hash("train") == undisturbed
     status = runs.status("train")
+    assert status.get("failures", {}).get("application", 0) == 0, "a kill is not the program's fault"
+    numbers = [attempt["number"] for attempt in status["attempts"]]
+    assert numbers == list(range(1, len(numbers) + 1))
     starts = [attempt["startStep"] for attempt in status["attempts"][1:]]
     assert starts == sorted(starts)
     assert all(step >= 5 for step in starts), "no attempt began from nothing"
@@ -63,7 +68,10 @@ def test_ctrl_c_commits_a_checkpoint_and_the_same_command_goes_on(runs: Runs, un
 
     code, output = runs.run()
     assert code == 0, output + runs.log("train")
-    assert runs.status("train")["attempts"][-1]["startStep"] == head
+    status = runs.status("train")
+    assert status["attempts"][-1]["startStep"] == head
+    assert len(status["attempts"]) == 2
+    assert not any(status.get("failures", {}).values()), "Ctrl-C is charged to no budget"
     assert runs.export_hash("train") == undisturbed
 
     code, output = runs.run()  # nothing is left to do, and nothing is done
@@ -83,3 +91,24 @@ def test_suspend_and_resume_from_another_terminal(runs: Runs, undisturbed: str) 
     code, output = runs.run()
     assert code == 0, output + runs.log("train")
     assert runs.export_hash("train") == undisturbed
+
+
+def test_stop_change_the_document_and_restart(runs: Runs) -> None:
+    process = runs.start()
+    runs.wait(lambda: runs.step("train") >= 4, "the first attempt to train")
+    process.send_signal(signal.SIGINT)
+    assert runs.finish()[0] == 130
+    runs.write(PACK + TRAIN.replace("steps: 60", "steps: 8").replace("warmupSteps: 10", "warmupSteps: 2"))
+    code, output = runs.run()
+    assert code == 2
+    assert "spec.pretrain.steps was 60, is 8" in output
+    code, output = runs.run("--restart", "train")
+    assert code == 0, output + runs.log("train")
+    assert runs.status("train")["attempts"][-1]["number"] >= 2
+    runs.write(
+        PACK
+        + TRAIN.replace("steps: 60", "steps: 8")
+        .replace("warmupSteps: 10", "warmupSteps: 2")
+        .replace("workers: 2", "workers: 1")
+    )
+    assert runs.run()[0] == 0, "another number of workers is not another result"

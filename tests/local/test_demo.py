@@ -11,6 +11,9 @@ DIGITS = Path(__file__).parents[2] / "jobs" / "digits.yaml"
 TRAINED = {"digits-pretrain": "digits-teacher", "digits-highres": "digits-highres", "digits-distill": "digits-student"}
 
 
+pytestmark = pytest.mark.timeout(2400)  # the fixture runs the whole demo
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     runs = Runs(tmp_path_factory.mktemp("demo"), DIGITS.read_text(encoding="utf-8"), limit_s=1500.0)

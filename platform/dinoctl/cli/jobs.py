@@ -23,7 +23,7 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Show again every two seconds.")] = False,
 ) -> None:
     """Show jobs, how far they are, and why they wait."""
-    from dinoctl.cli.tables import print_states
+    from dinoctl.cli.tables import all_settled, print_states
     from dinoctl.local.state import StateDir
     from dinoctl.spec.errors import UserError
 
@@ -33,6 +33,8 @@ def status(
         if not names:
             raise UserError(f"{state.root} holds no jobs; start some with dinoctl run FILE")
         print_states(state, names, output)
+        if output is Format.TABLE and state.owner() is None and not all_settled(state, names):
+            typer.echo("no dinoctl run is at work here; the same dinoctl run command goes on")
         if not watch:
             return
         time.sleep(2)

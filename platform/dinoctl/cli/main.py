@@ -29,6 +29,8 @@ def main() -> None:
 
         if isinstance(error, BrokenPipeError):
             sys.exit(141)
+        if isinstance(error, OSError) and not isinstance(error, EnvironmentProblem) and error.filename:
+            error = EnvironmentProblem(f"{error.filename}: {error.strerror}; mend it, then run the same command again")
         if not isinstance(error, (UserError, EnvironmentProblem)):
             raise
         sys.stderr.write(f"{_red('error')}: {error}\n" if "\n" not in str(error) else f"{error}\n")

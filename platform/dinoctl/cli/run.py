@@ -28,7 +28,7 @@ def run(
 
     The same command goes on after Ctrl-C or a crash: finished jobs stay, the interrupted one resumes.
     """
-    from dinoctl.cli.screen import screen
+    from dinoctl.cli.screen import say, screen
     from dinoctl.cli.tables import print_states
     from dinoctl.local.accept import accept
     from dinoctl.local.executor import Executor
@@ -43,7 +43,7 @@ def run(
     with state.locked():
         accept(state, jobs, restart or [])
         with screen(jobs, quiet=output is Format.JSON) as shown:
-            executor = Executor(state, jobs, Tracking(state, pipeline), shown.update)
+            executor = Executor(state, jobs, Tracking(state, pipeline), shown.update, say)
             try:
                 executor.run()
             finally:  # after Ctrl-C and errors too: what there is so far

@@ -53,7 +53,7 @@ class Lines:
             if self._seen.get(name) != (state, why):
                 self._seen[name] = (state, why)
                 number = f" (attempt {attempt})" if state in ("Running", "Starting") and attempt > 1 else ""
-                _say(f"{name}: {state}{number}{f': {why}' if why else ''}")
+                say(f"{name}: {state}{number}{f': {why}' if why else ''}")
             if status is not None and status.progress and state == "Running":
                 self._tell(name, status)
 
@@ -65,7 +65,7 @@ class Lines:
         self._told[name] = (now, progress.step)
         pace = f", {progress.images_per_s:.0f} images/s" if progress.images_per_s else ""
         eta = f", {_clock(progress.eta_s)} left" if progress.eta_s else ""
-        _say(f"{name}: step {progress.step}/{progress.steps}{pace}{eta}")
+        say(f"{name}: step {progress.step}/{progress.steps}{pace}{eta}")
 
 
 @contextmanager
@@ -117,6 +117,7 @@ def _clock(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """One line with the time, on standard error."""
     sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
     sys.stderr.flush()

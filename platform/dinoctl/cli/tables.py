@@ -6,11 +6,12 @@ from collections.abc import Sequence
 import typer
 
 from dinoctl.cli.options import Format
+from dinoctl.lifecycle import settled
 from dinoctl.local.rows import Row, read_row
 from dinoctl.local.state import StateDir
 
 _COLOURS = {"Complete": "green", "Failed": "red", "Blocked": "red", "Running": "cyan", "Retrying": "yellow"}
-_COLUMNS = ("job", "stage", "state", "steps", "images/s", "kNN", "untrained", "model", "alias")
+_COLUMNS = ("job", "state", "steps", "images/s", "kNN", "untrained", "model", "alias")
 
 
 def print_states(state: StateDir, names: Sequence[str], output: Format, *, final: bool = False) -> int:
@@ -27,9 +28,15 @@ def print_states(state: StateDir, names: Sequence[str], output: Format, *, final
 
 def exit_code(rows: Sequence[Row]) -> int:
     """2 when a job's document or data was at fault, 1 when another job failed or could not start, else 0."""
-    failed = [row for row in rows if row.state in ("Failed", "Blocked")]
+    failed = [row for row in rows if row.state in ("Failed", "Cancelled")]
     reasons = {str(row.status.outcome.reason) for row in failed if row.status and row.status.outcome}
     return 2 if "SpecError" in reasons else 1 if failed else 0
+
+
+def all_settled(state: StateDir, names: Sequence[str]) -> bool:
+    """Whether nothing more would happen if a run went on."""
+    statuses = [state.job(name).status for name in names]
+    return all(status is not None and settled(status) for status in statuses)
 
 
 def _print_table(rows: Sequence[Row]) -> None:
@@ -38,9 +45,10 @@ def _print_table(rows: Sequence[Row]) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in _COLUMNS:
-        table.add_column(column, justify="right" if column in _COLUMNS[3:7] else "left", no_wrap=True)
+        number = column in _COLUMNS[2:6]
+        table.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")
     for row in rows:
-        table.add_row(row.name, row.stage, _coloured(row.state), _steps(row), *_numbers(row), row.model, row.alias)
+        table.add_row(row.name, _coloured(row.state), _steps(row), *_numbers(row), row.model, row.alias)
     console = Console(width=None if _is_terminal() else 160)
     console.print(table)
     for row in rows:
@@ -55,15 +63,15 @@ def _is_terminal() -> bool:
 
 
 def _coloured(state: str) -> str:
-    colour = {"Complete": "green", "Failed": "red", "Blocked": "red", "Running": "cyan", "Retrying": "yellow"}.get(
-        state
-    )
+    colour = _COLOURS.get(state)
     return f"[{colour}]{state}[/]" if colour else state
 
 
 def _steps(row: Row) -> str:
     if row.step is None:
         return ""
+    if row.stage == "pack":
+        return f"{row.step} images"
     return str(row.step) if row.step == row.steps or row.steps is None else f"{row.step}/{row.steps}"
 
 
@@ -83,3 +91,4 @@ def _print_hints(state: StateDir, rows: Sequence[Row]) -> None:
     failed = next((row for row in rows if row.state == "Failed"), None)
     if failed is not None:
         typer.echo(f"log: dinoctl logs {failed.name} --state-dir {state.root}")
+        typer.echo(f"to do it again once the cause is mended: the same command with --restart {failed.name}")

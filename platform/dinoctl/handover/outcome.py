@@ -1,5 +1,6 @@
 """How an attempt ended, in the words of the lifecycle, and whose fault it was."""
 
+import errno
 import json
 import re
 import traceback
@@ -64,13 +65,17 @@ def _read(path: Path) -> Outcome | None:
 def classify(attempt: int, error: BaseException) -> Outcome:
     """Whose fault an exception is: the user's, the surroundings', a newer attempt's, or a bug's."""
     text = str(error).strip() or type(error).__name__
-    if isinstance(error, FencedError):
+    if isinstance(error, (FencedError, KeyboardInterrupt, SystemExit)):
         return Outcome(attempt, "failed", "Stopped", text)
     if isinstance(error, UserError):
         return Outcome(attempt, "failed", "Spec", text)
     if isinstance(error, EnvironmentProblem):
         return Outcome(attempt, "failed", "Infrastructure", text, environment=True)
     message = f"{type(error).__name__}: {text.splitlines()[0]}"
+    if isinstance(error, OSError) and error.errno in _FULL:
+        place = f" ({error.filename})" if error.filename else ""
+        full = f"no space left{place}; free some, then run the same command again"
+        return Outcome(attempt, "failed", "Infrastructure", full, environment=True)
     if isinstance(error, (OSError, MemoryError)) or type(error).__module__.startswith("ray.") or _lost_peer(error):
         return Outcome(attempt, "failed", "Infrastructure", message)
     frames = traceback.extract_tb(error.__traceback__)
@@ -88,6 +93,7 @@ def write_rank_error(attempt: Attempt, rank: int, error: BaseException) -> None:
     outcome._write(attempt.scratch / f"error-rank-{rank:05d}.json")
 
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _GRAVITY = ("Stopped", "Spec", "Application", "Infrastructure")
 
 

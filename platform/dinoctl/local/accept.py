@@ -3,10 +3,12 @@ reused, never silently redone), restarts begin a new life.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from dinoctl.lifecycle import restart
-from dinoctl.local.observe import wanted
+from dinoctl.lifecycle import AttemptState, Cause, Status, restart
+from dinoctl.local.observe import clock, wanted
+from dinoctl.local.processes import Workers
 from dinoctl.local.state import StateDir, Wishes
 from dinoctl.spec.errors import UserError
 from dinoctl.spec.resolve import ResolvedJob
@@ -28,6 +30,8 @@ def accept(state: StateDir, jobs: Sequence[ResolvedJob], restarts: Collection[st
     for job in jobs:
         if job.name not in again:
             _refuse_change(state, job)
+        elif _at_work(state, job.name):
+            raise UserError(f"{job.name} is still committing its last checkpoint; try again in a moment")
     for job in jobs:
         _take(state, job, again=job.name in again)
 
@@ -44,7 +48,10 @@ def _with_children(jobs: Sequence[ResolvedJob], restarts: Collection[str]) -> se
 def _refuse_change(state: StateDir, job: ResolvedJob) -> None:
     status = state.job(job.name).status
     document = state.job(job.name).document
-    if status is None or not status.attempts or document is None or status.spec_hash == job.spec_hash:
+    if status is None or not status.attempts or document is None:
+        return
+    moved = document["spec"].get("storage") != job.spec.storage
+    if status.spec_hash == job.spec_hash and not moved:
         return
     changes = list(differences(document["spec"], job.to_dict()["spec"]))
     inherited = f"one of its parents changed ({', '.join(job.parents)})" if job.parents else "a default has changed"
@@ -59,16 +66,22 @@ def _refuse_change(state: StateDir, job: ResolvedJob) -> None:
 def _take(state: StateDir, job: ResolvedJob, *, again: bool) -> None:
     files = state.job(job.name)
     status = files.status
-    fresh = status is None or not status.attempts
     if again and status is not None:
         files.save_wishes(Wishes())
-        try:
-            files.save_status(restart(status, wanted(job, Wishes())))
-        except ValueError as error:
-            raise UserError(str(error)) from None
-    elif fresh and status is not None and status.spec_hash != job.spec_hash:
-        (files.directory / "status.json").unlink()  # nothing has run yet, so nothing is lost
+        files.save_status(restart(_ended(status), wanted(job, Wishes())))
     files.save_document({**job.to_dict(), "file": job.file, "specHash": job.spec_hash, "parents": list(job.parents)})
+
+
+def _at_work(state: StateDir, name: str) -> bool:
+    status = state.job(name).status
+    live = status.live if status else None
+    return live is not None and Workers().alive(state.job(name).scratch(live.number))
+
+
+def _ended(status: Status) -> Status:
+    """An attempt that no process works on any more, and that no run has looked at since, has been stopped."""
+    ends = {"state": AttemptState.ENDED, "cause": Cause.STOPPED, "ended_at": clock(), "message": "restarted"}
+    return replace(status, attempts=tuple(replace(a, **ends) if a.live else a for a in status.attempts))  # type: ignore[arg-type]
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "spec") -> Iterator[str]:
@@ -86,7 +99,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "spe
 
 # What may change between runs without changing the result (see spec.resolve.spec_hash).
 _FREE = {
-    *("spec.policy", "spec.suspend", "spec.profile", "spec.storage"),
+    *("spec.policy", "spec.suspend", "spec.profile"),
     *(f"spec.compute.{name}" for name in ("workers", "gpusPerWorker", "cpusPerWorker", "threadsPerWorker")),
     *("spec.compute.loaderWorkers", "spec.compute.engine"),
 }

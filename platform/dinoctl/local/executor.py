@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dinoctl.data.storage import open_storage
 from dinoctl.handover.attempt import Attempt
+from dinoctl.handover.claim import read_claim
 from dinoctl.handover.outcome import Outcome
 from dinoctl.lifecycle import (
     Action,
@@ -46,14 +47,21 @@ class Executor:
     jobs: Sequence[ResolvedJob]
     tracking: Tracking
     watch: Watcher
+    say: Callable[[str], None] = lambda _: None
     workers: Workers = field(default_factory=Workers)
     _stopping: bool = False
     _looked: bool = False
+    _done: set[str] = field(default_factory=set)
     _queue: set[tuple[str, int]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self._kinds = {job.name: job.kind for job in self.jobs}
         self._states = {job.name: self.state.job(job.name, job.spec.storage) for job in self.jobs}
         self._statuses: dict[str, Status | None] = {name: state.status for name, state in self._states.items()}
+        for name, status in self._statuses.items():
+            live = status.live if status else None
+            if live is not None and read_claim(self._states[name].scratch(live.number)) is None:
+                self._queue.add((name, live.number))  # queued by an earlier run, which took its queue along
 
     @property
     def statuses(self) -> Mapping[str, Status | None]:
@@ -76,7 +84,7 @@ class Executor:
             self._stop()
             raise
         finally:
-            self.tracking.close()
+            self.tracking.close(self._statuses)
 
     def _all_settled(self) -> bool:
         """Settled, and looked at once in this run, so that wishes made since the last one are heeded."""
@@ -95,6 +103,8 @@ class Executor:
             self._start(job, self._states[job.name], status, status.live.number)
 
     def _consider(self, job: ResolvedJob) -> None:
+        if job.name in self._done:
+            return
         state, status = self._states[job.name], self._statuses[job.name]
         executions = self._executions(job.name, status)
         champion = self.tracking.champion(job)
@@ -105,6 +115,8 @@ class Executor:
             self._statuses[job.name] = decision.status
         for action in decision.actions:
             self._act(job, action)
+        if decision.status.outcome is not None and not decision.actions:
+            self._done.add(job.name)
         self._tell_environment(job.name, status, decision.status)
 
     def _executions(self, name: str, status: Status | None) -> tuple[Execution, ...]:
@@ -170,22 +182,26 @@ class Executor:
     def _stop(self) -> None:
         """Ctrl-C: the running attempt commits a checkpoint and ends; a second Ctrl-C kills it."""
         self._stopping = True
+        self.say("stopping: committing a checkpoint; Ctrl-C again kills")
         deadline, force = time.monotonic() + _STOP_GRACE_S, False
         while running := self._running():
-            for scratch in running:
-                self.workers.stop(scratch, force=force or time.monotonic() > deadline)
+            for name, scratch in running.items():
+                # Packing goes on from its last shard and evaluating is short, so neither is worth waiting for.
+                short = self._kinds[name] in ("pack", "evaluate")
+                self.workers.stop(scratch, force=short or force or time.monotonic() > deadline)
             try:
                 self._round()
+                self.watch(self._statuses)
                 time.sleep(_TICK_S)
             except KeyboardInterrupt:
                 force = True
         self._round()
 
-    def _running(self) -> list[Path]:
-        return [
-            self._states[name].scratch(status.live.number)
+    def _running(self) -> dict[str, Path]:
+        return {
+            name: self._states[name].scratch(status.live.number)
             for name, status in self._statuses.items()
             if status is not None
             and status.live is not None
             and self.workers.alive(self._states[name].scratch(status.live.number))
-        ]
+        }

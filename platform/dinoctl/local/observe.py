@@ -61,7 +61,11 @@ def observe(
     progress = _progress(state, live.number) if live else None
     storage = open_storage(state.storage_uri(status))
     try:
-        head, output, proof = Ledger(storage.child(CHECKPOINTS)).head(), read_output(storage), read_evidence(storage)
+        head, output, proof = (
+            Ledger(storage.child(CHECKPOINTS)).head(job.spec_hash),
+            read_output(storage),
+            read_evidence(storage),
+        )
     except StorageError:
         return Observed(
             parents=parents,

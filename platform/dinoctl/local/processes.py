@@ -18,6 +18,7 @@ class Workers:
 
     def __init__(self) -> None:
         self._children: dict[Path, subprocess.Popen[bytes]] = {}
+        self._killed: set[Path] = set()
 
     def start(self, scratch: Path, attempt_file: Path) -> None:
         """Starts the worker of an attempt; its output goes to ``worker.log``.
@@ -44,6 +45,8 @@ class Workers:
             return Execution(number, Phase.RUNNING, now)
         if child is None and claim is None:
             return Execution(number, Phase.ABSENT, now)
+        if scratch in self._killed:
+            return Execution(number, Phase.FAILED, now, Cause.STOPPED, "killed as asked")
         return _without_outcome(number, scratch, code, now)
 
     def alive(self, scratch: Path) -> bool:
@@ -59,6 +62,7 @@ class Workers:
         claim = read_claim(scratch)
         pid = self._children[scratch].pid if scratch in self._children else claim.pid if claim else None
         if pid is not None and (claim is None or claim.alive() or scratch in self._children):
+            self._killed.add(scratch)
             _kill_tree(pid)
 
 

@@ -1,19 +1,46 @@
 """MLflow for a local run: runs, shipped metrics, promotion. All of it idempotent, none of it in training's way."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from dinoctl.data.storage import open_storage
 from dinoctl.handover.output import read_evidence, read_output
 from dinoctl.lifecycle import Status
 from dinoctl.local.observe import judge
 from dinoctl.local.state import JobState, StateDir, write_atomic
-from dinoctl.spec.resolve import ResolvedJob
+from dinoctl.spec.errors import EnvironmentProblem
+from dinoctl.spec.resolve import ResolvedJob, decisive
 from dinoctl.tracking.gate import Champion
 
+P = ParamSpec("P")
+R = TypeVar("R")
+Method = Callable[Concatenate["Tracking", P], R]
 _FLUSH_S = 30.0
+
+
+@contextmanager
+def _store(uri: str) -> Iterator[None]:
+    """Trouble with MLflow's store is the surroundings': nothing is lost, the next run does what this one could not."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith(("mlflow", "sqlalchemy", "sqlite3")):
+            raise
+        line = str(error).strip().splitlines()[0]
+        raise EnvironmentProblem(f"MLflow at {uri} failed: {line}; mend it, then run the same command again") from None
+
+
+def _guarded(method: Method[P, R]) -> Method[P, R]:
+    @wraps(method)
+    def call(self: "Tracking", /, *arguments: P.args, **named: P.kwargs) -> R:
+        with _store(self._uri):
+            return method(self, *arguments, **named)
+
+    return call
 
 
 class Tracking:
@@ -23,17 +50,19 @@ class Tracking:
         self._state, self._uri, self._pipeline = state, state.tracking_uri, pipeline
         self._shippers: dict[str, Any] = {}
         self._runs: dict[str, str] = {}
+        self._parent = ""
 
+    @_guarded
     def begin(self, job: ResolvedJob, state: JobState, status: Status, attempt: int) -> str:
         """The job's run id; starts shipping its metrics."""
-        from dinoctl.tracking.mlflow_runs import ensure_run, log_params
+        from dinoctl.tracking.mlflow_runs import log_params
 
-        tags = {"dinoctl.attempt": str(attempt), "dinoctl.stage": job.kind, **job.labels}
-        runs = ensure_run(self._uri, self._pipeline, self._pipeline, job.name, job.spec_hash, tags)
-        log_params(self._uri, runs.child, job.to_dict()["spec"])
-        self._runs[job.name] = runs.child
-        self._ship(job.name, state.spool(status), runs.child)
-        return runs.child
+        tags = {**job.labels, "dinoctl.attempt": str(attempt), "dinoctl.stage": job.kind}
+        tags["dinoctl.compute"] = json.dumps(job.to_dict()["spec"]["compute"], sort_keys=True)
+        run_id = self._run(job, state, status, tags)
+        log_params(self._uri, run_id, decisive(job.spec))
+        self._ship(job.name, state.spool(status), run_id)
+        return run_id
 
     def _ship(self, name: str, spool: Path, run_id: str) -> None:
         from dinoctl.tracking.background import BackgroundShipper
@@ -51,6 +80,7 @@ class Tracking:
         if shipper := self._shippers.pop(name, None):
             shipper.stop(_FLUSH_S)
 
+    @_guarded
     def champion(self, job: ResolvedJob) -> Champion | None:
         """The present champion, if the gate compares with it."""
         from dinoctl.tracking.registry import champion
@@ -60,6 +90,7 @@ class Tracking:
             return None
         return champion(self._uri, gate.promote.model, gate.promote.alias)
 
+    @_guarded
     def promote(self, job: ResolvedJob, state: JobState, status: Status, champion: Champion | None) -> None:
         """Registers the export and moves the alias; then leaves the mark that the lifecycle looks for."""
         from dinoctl.tracking.registry import register
@@ -74,7 +105,7 @@ class Tracking:
             model=gate.promote.model,
             alias=gate.promote.alias,
             source_uri=storage.child("export").uri,
-            run_id=self._run(job),
+            run_id=self._run(job, state, status),
             evidence=proof,
             decision=decision,
             tags={"dinoctl.job": job.name},
@@ -88,11 +119,12 @@ class Tracking:
         }
         self._mark(state, status, "promotion.json", mark)
 
+    @_guarded
     def finalize(self, job: ResolvedJob, state: JobState, status: Status, *, complete: bool) -> None:
         """Ships the rest and closes the run."""
         from dinoctl.tracking.mlflow_runs import close_run, log_dataset, set_tags
 
-        run_id = self._run(job)
+        run_id = self._run(job, state, status)
         self._ship(job.name, state.spool(status), run_id)
         self.pause(job.name)
         output = read_output(open_storage(state.storage_uri(status)))
@@ -103,16 +135,25 @@ class Tracking:
         close_run(self._uri, run_id, "FINISHED" if complete else "FAILED")
         self._mark(state, status, "finalized", {"complete": complete})
 
-    def close(self) -> None:
-        """Ships what is there."""
+    def close(self, statuses: Mapping[str, Status | None]) -> None:
+        """Ships what is there and closes the pipeline's run."""
         for name in list(self._shippers):
             self.pause(name)
+        if self._parent:
+            from dinoctl.tracking.mlflow_runs import close_run
 
-    def _run(self, job: ResolvedJob) -> str:
+            ends = [status.outcome for status in statuses.values() if status is not None]
+            complete = len(ends) == len(statuses) and all(end is not None and end.complete for end in ends)
+            close_run(self._uri, self._parent, "FINISHED" if complete else "FAILED")
+
+    def _run(self, job: ResolvedJob, state: JobState, status: Status, tags: Mapping[str, str] | None = None) -> str:
+        """The job's run. A restart of the same document is another life, and has a run of its own."""
         from dinoctl.tracking.mlflow_runs import ensure_run
 
-        if job.name not in self._runs:
-            self._runs[job.name] = ensure_run(self._uri, self._pipeline, self._pipeline, job.name, job.spec_hash).child
+        if job.name not in self._runs or tags is not None:
+            life = job.spec_hash if status.first_attempt == 1 else f"{job.spec_hash}/{state.life(status)}"
+            ids = ensure_run(self._uri, self._pipeline, self._pipeline, job.name, life, tags)
+            self._runs[job.name], self._parent = ids.child, ids.parent
         return self._runs[job.name]
 
     @staticmethod

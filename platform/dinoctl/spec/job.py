@@ -30,6 +30,13 @@ class Metadata(Section):
     name: JobName = Field(description="Unique name of the job.")
     labels: dict[str, str] = choice({}, "Free labels; they become tags of the run.")
 
+    @model_validator(mode="after")
+    def _own_labels(self) -> "Metadata":
+        taken = [key for key in self.labels if key.startswith(("dinoctl.", "mlflow."))]
+        if taken:
+            raise ValueError(f"label {taken[0]!r}: names that start with dinoctl. or mlflow. are taken")
+        return self
+
 
 class JobSpec(Section):
     """What a job does (exactly one stage), on what, and under which rules."""

@@ -87,14 +87,18 @@ def _resolve_one(loaded: LoadedJob, done: Mapping[str, ResolvedJob]) -> Resolved
 
 def spec_hash(spec: JobSpec, parent_hashes: Mapping[str, str]) -> str:
     """sha256 (hex) of what decides the result of a job."""
-    content = {
+    content = {**decisive(spec), "parents": dict(parent_hashes)}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def decisive(spec: JobSpec) -> dict[str, Any]:
+    """What decides the result of a job, as plain data."""
+    return {
         "stage": {spec.kind: _decisive(_plain(spec.stage))},
         "seed": spec.seed,
         "gate": _decisive(_plain(spec.gate)) if spec.gate else None,
         "precision": spec.compute.precision,
-        "parents": dict(parent_hashes),
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _decisive(content: Any) -> Any:

@@ -1,5 +1,6 @@
 """The kinds of stage. A stage more is a class here, its field in ``job.JobSpec`` and its file in ``dinoctl/stages``."""
 
+import re
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -26,6 +27,9 @@ class Pack(Section):
 
     @model_validator(mode="after")
     def _splits(self) -> "Pack":
+        odd = [name for name in self.splits if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) or name == "workers"]
+        if odd:
+            raise ValueError(f"split {odd[0]!r}: use lower-case letters, digits, '-' and '_'")
         bad = [name for name, count in self.splits.items() if count < 1 or name == "train"]
         if bad:
             raise ValueError(

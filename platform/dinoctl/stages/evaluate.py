@@ -6,8 +6,7 @@ from dinoctl.handover.attempt import Attempt
 from dinoctl.handover.output import Output, write_output
 from dinoctl.handover.progress import Progress
 from dinoctl.spec.stages import Evaluate, KnnProtocol
-from dinoctl.stages.data import dataset_uri
-from dinoctl.stages.measure import KnnData, Normalisation, knn_metrics, untrained
+from dinoctl.stages.measure import Normalisation, check_labelled, knn_data, knn_metrics, untrained
 from dinoctl.stages.models import OpenedModel, open_model
 from dinoctl.tracking.spool import Spool
 from dinoctl.training.context import Context
@@ -45,7 +44,8 @@ def _knn(context: Context, model: OpenedModel, protocol: KnnProtocol, baseline: 
         protocol = protocol.model_copy(
             update={"image_size": size, "resize": protocol.resize or round(size * 256 / 224)}
         )
-    data = KnnData(dataset_uri(protocol.dataset), protocol.train_split, protocol.test_split)
+    data = knn_data(protocol)
+    check_labelled(data)
     metrics = knn_metrics(context, model.exported.backbone, protocol, data, norm, "")
     if baseline:
         metrics |= knn_metrics(context, untrained(model.exported.config, seed), protocol, data, norm, "random_")

@@ -12,11 +12,12 @@ from dinoctl.handover.output import Output, write_output
 from dinoctl.handover.progress import Progress
 from dinoctl.model import VisionTransformer, ViTConfig
 from dinoctl.stages.data import dataset_uri
-from dinoctl.stages.measure import KnnData, Normalisation, dataset_hash, knn_metrics, untrained
+from dinoctl.stages.measure import Normalisation, dataset_hash, knn_data, knn_metrics, untrained
 from dinoctl.stages.models import EXPORT, publish_export
 from dinoctl.stages.pictures import draw_pictures
 from dinoctl.stages.recipe import Recipe
 from dinoctl.tracking.gate import Evidence
+from dinoctl.tracking.spool import history
 from dinoctl.training.context import Context
 from dinoctl.training.engines.base import Engine
 from dinoctl.training.learner import Learner
@@ -50,10 +51,17 @@ def finish(
     metrics = _measure(attempt, context, norm, backbone)
     if context.rank == 0:
         draw_pictures(attempt, context, backbone, norm)
-        summary: dict[str, float | str] = {"images_per_s": result.images_per_s, "dataset_hash": data_hash, **metrics}
+        pace = result.images_per_s or _former_pace(attempt)
+        summary: dict[str, float | str] = {"images_per_s": pace, "dataset_hash": data_hash, **metrics}
         output = Output(attempt.spec.kind, attempt.spec_hash, attempt.number, result.step, export_hash, summary)
         write_output(attempt.storage, output, _evidence(attempt, metrics, export_hash))
     context.barrier()
+
+
+def _former_pace(attempt: Attempt) -> float:
+    """Mean of the metric points, where this attempt found all steps done already."""
+    points = [value for _, value in history(attempt.spool).get("images_per_s", []) if value > 0]
+    return sum(points) / len(points) if points else 0.0
 
 
 def split_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
@@ -106,7 +114,7 @@ def _measure(attempt: Attempt, context: Context, norm: Normalisation, backbone: 
     gate = attempt.spec.gate
     if gate is None:
         return {}
-    data = KnnData(dataset_uri(gate.dataset), gate.train_split, gate.test_split)
+    data = knn_data(gate)
     trained = knn_metrics(context, backbone, gate.knn, data, norm, "")
     blank = untrained(backbone.config, attempt.spec.seed)
     return {**trained, **knn_metrics(context, blank, gate.knn, data, norm, "random_")}

@@ -12,7 +12,9 @@ from dinoctl.data.eval_set import EvalSet
 from dinoctl.evaluation.knn import knn_accuracy
 from dinoctl.model import VisionTransformer, ViTConfig
 from dinoctl.spec.errors import UserError
-from dinoctl.spec.policy import KnnSettings
+from dinoctl.spec.policy import Gate, KnnSettings
+from dinoctl.spec.stages import KnnProtocol
+from dinoctl.stages.data import dataset_uri
 from dinoctl.training.context import Context
 
 
@@ -50,11 +52,28 @@ def knn_metrics(
     test = features(context, backbone, _eval_set(context, settings, data.uri, data.test_split, norm))
     if context.rank != 0:
         return {}
+    train, test = _onto(train, context.device), _onto(test, context.device)
     ks = [k for k in settings.k if k <= len(train[0])]
     if not ks:
         raise UserError(f"k-NN with k {settings.k} needs more than {len(train[0])} training images; lower k")
     scores = knn_accuracy(train[0], train[1], test[0], test[1], ks=ks, temperature=settings.temperature)
     return {f"{prefix}knn_{name.replace('@', '_k')}": value for name, value in scores.items()}
+
+
+def _onto(pair: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    return pair[0].to(device), pair[1].to(device)
+
+
+def knn_data(protocol: Gate | KnnProtocol) -> KnnData:
+    """Where a gate or a protocol takes its images from; raises UserError for a source that is not pinned."""
+    return KnnData(dataset_uri(protocol.dataset), protocol.train_split, protocol.test_split)
+
+
+def check_labelled(data: KnnData) -> None:
+    """Raises UserError when a split is missing or has unlabelled images."""
+    for split in (data.train_split, data.test_split):
+        if (Dataset.open(data.uri, split).labels() < 0).any():
+            raise UserError(f"{data.uri} (split {split}) has unlabelled images; k-NN needs class folders or labels")
 
 
 def untrained(config: ViTConfig, seed: int) -> VisionTransformer:
@@ -69,8 +88,6 @@ def dataset_hash(uri: str, split: str) -> str:
 
 def _eval_set(context: Context, settings: KnnSettings, uri: str, split: str, norm: Normalisation) -> EvalSet:
     dataset = Dataset.open(uri, split)
-    if (dataset.labels() < 0).any():
-        raise UserError(f"{uri} (split {split}) has unlabelled images; k-NN needs class folders or a label column")
     size = settings.image_size or 224
     return EvalSet(
         dataset,

@@ -14,6 +14,7 @@ from dinoctl.handover.attempt import Attempt
 from dinoctl.handover.ledger import CHECKPOINTS, Commit, Ledger
 from dinoctl.stages.data import Data, open_data
 from dinoctl.stages.finish import finish, versions
+from dinoctl.stages.measure import check_labelled, knn_data
 from dinoctl.stages.recipe import Recipe
 from dinoctl.tracking.spool import Spool
 from dinoctl.training.context import Context
@@ -30,6 +31,8 @@ def train(attempt: Attempt, context: Context, recipe: Recipe, learner: Learner, 
     """Trains (or goes on from the last checkpoint), exports the average with its heads, measures it for the gate,
     and writes the proof of completion. Returns early, without any of that, when asked to stop.
     """
+    if attempt.spec.gate is not None:
+        check_labelled(knn_data(attempt.spec.gate))  # now, not after the last step
     engine = make_engine(attempt, context, recipe, learner)
     ledger = Ledger(attempt.storage.child(CHECKPOINTS))
     start = _resume(attempt, context, ledger, engine)

@@ -195,5 +195,7 @@ class LedgerWriter:
             pause = min(1.2 * pause, _POLL_MAX_S)
 
     def _retain(self) -> None:
-        for step in self._ledger.steps()[: -self._keep]:
+        steps = self._ledger.steps()
+        ours = [s for s in steps if (found := self._ledger.commit(s)) and found.spec_hash == self._me.spec_hash]
+        for step in ours[: -self._keep]:
             self._ledger.remove(step)

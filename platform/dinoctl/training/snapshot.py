@@ -52,14 +52,18 @@ class SnapshotBuffer:
             bounds.append((piece, start, start + size))
             total = start + size
         if self._buffer.numel() < total:
-            self._buffer = torch.empty(total, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+            self._buffer = torch.empty(total, dtype=torch.uint8, pin_memory=_on_gpu(slices))
         buffer = self._buffer[:total]
         for piece, start, end in bounds:
             if end > start:
                 buffer[start:end].view(piece.data.dtype).copy_(piece.data, non_blocking=True)
-        if torch.cuda.is_available():
+        if _on_gpu(slices):
             torch.cuda.current_stream().synchronize()
         return Snapshot(bounds, buffer)
+
+
+def _on_gpu(slices: Sequence[Slice]) -> bool:
+    return any(piece.data.is_cuda for piece in slices)
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -20,7 +20,7 @@ def build_engine(
     if compute.engine.name == "deepspeed":
         from dinoctl.training.engines.deepspeed import DeepSpeedEngine
 
-        return DeepSpeedEngine(learner, adamw, precision=compute.precision)
+        return DeepSpeedEngine(learner, adamw, precision=compute.precision, device=context.device)
     from dinoctl.training.engines.ddp import DdpEngine
 
     return DdpEngine(learner, adamw, precision=compute.precision, device=context.device)

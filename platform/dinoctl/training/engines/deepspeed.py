@@ -27,12 +27,15 @@ _MOMENTS: tuple[tuple[Kind, str], ...] = (("adam_m", "exp_avg"), ("adam_v", "exp
 class DeepSpeedEngine:
     """ZeRO-3 over all ranks of the default process group."""
 
-    def __init__(self, learner: nn.Module, optimizer: torch.optim.Optimizer, *, precision: str) -> None:
+    def __init__(
+        self, learner: nn.Module, optimizer: torch.optim.Optimizer, *, precision: str, device: torch.device
+    ) -> None:
         import deepspeed
 
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        _without_runtime_compiler(deepspeed)
-        self._engine, *_ = deepspeed.initialize(model=learner, optimizer=optimizer, config=_config())
+        if device.type == "cpu":
+            _without_runtime_compiler(deepspeed)
+        self._engine, *_ = deepspeed.initialize(model=learner, optimizer=optimizer, config=_config(device))
         self._autocast = partial(torch.autocast, dtype=torch.bfloat16, enabled=precision == "bf16")
         self.device = torch.device(self._engine.device)
         self._zero = self._engine.optimizer
@@ -131,7 +134,7 @@ def _without_runtime_compiler(deepspeed: Any) -> None:
     and 45 s; gloo gives the same results. The switch is private, so its absence only brings the compiler back.
     """
     ops = getattr(getattr(deepspeed, "ops", None), "__compatible_ops__", None)
-    if isinstance(ops, dict) and not torch.cuda.is_available():
+    if isinstance(ops, dict):
         ops["deepspeed_shm_comm"] = False
 
 
@@ -177,7 +180,7 @@ def _live(shard: Tensor, p: ZeroParameter, rank: int) -> Tensor:
     return shard[:size]
 
 
-def _config() -> dict[str, Any]:
+def _config(device: torch.device) -> dict[str, Any]:
     """DeepSpeed's settings. Batch sizes are the loop's business; DeepSpeed only wants to see a number."""
     return {
         "train_micro_batch_size_per_gpu": 1,
@@ -185,7 +188,7 @@ def _config() -> dict[str, Any]:
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
         "zero_allow_untested_optimizer": True,
-        "zero_optimization": {"stage": 3, "overlap_comm": torch.cuda.is_available(), "round_robin_gradients": False},
+        "zero_optimization": {"stage": 3, "overlap_comm": device.type == "cuda", "round_robin_gradients": False},
         "steps_per_print": 1 << 62,
         "wall_clock_breakdown": False,
     }
