@@ -89,6 +89,8 @@ def _lost_peer(error: BaseException) -> bool:
 
 def write_rank_error(attempt: Attempt, rank: int, error: BaseException) -> None:
     """Leaves a rank's error for the driver, because Ray's wrapping hides its class."""
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        return  # Ray ends the other ranks so when one has failed; it is that one's error that counts
     outcome = classify(attempt.number, error)
     outcome._write(attempt.scratch / f"error-rank-{rank:05d}.json")
 

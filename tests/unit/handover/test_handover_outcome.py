@@ -47,7 +47,14 @@ CASES = [
     (KeyError("name"), "Application", False, "KeyError: 'name'"),
     (AssertionError(), "Application", False, "AssertionError: AssertionError"),
     (RuntimeError("first\nsecond"), "Application", False, "RuntimeError: first"),
-    (KeyboardInterrupt(), "Application", False, "KeyboardInterrupt: KeyboardInterrupt"),
+    (KeyboardInterrupt(), "Stopped", False, "KeyboardInterrupt"),
+    (SystemExit(15), "Stopped", False, "15"),
+    (
+        OSError(28, "No space left on device", "/data/x"),
+        "Infrastructure",
+        True,
+        "no space left (/data/x); free some, then run the same command again",
+    ),
 ]
 
 
