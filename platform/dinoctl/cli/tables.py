@@ -68,7 +68,7 @@ def _coloured(state: str) -> str:
 
 
 def _steps(row: Row) -> str:
-    if row.step is None:
+    if row.step is None or row.stage == "evaluate":
         return ""
     if row.stage == "pack":
         return f"{row.step} images"
