@@ -56,6 +56,7 @@ class Workers:
 
     def stop(self, scratch: Path, *, force: bool) -> None:
         """Asks for a checkpoint and an end, or kills the worker and everything below it."""
+        scratch.mkdir(parents=True, exist_ok=True)  # an attempt that is still queued has no directory yet
         (scratch / "stop").touch()
         if not force:
             return
