@@ -10,7 +10,7 @@ demo: environment
 	$(BIN)/dinoctl run jobs/digits.yaml
 
 test: environment check
-	$(BIN)/pytest
+	$(BIN)/pytest tests/unit tests/local
 
 # Everything that needs no running: style, types, layers.
 check: environment
