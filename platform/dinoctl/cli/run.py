@@ -40,6 +40,9 @@ def run(
     jobs = resolve(load(files))
     state = StateDir(state_dir)
     pipeline = Path(files[0]).stem if files[0] != "-" else "stdin"
+    for job in jobs:
+        if job.spec.profile is not None:
+            say(f"{job.name}: profile {job.spec.profile} is the cluster's and has no effect on this machine")
     with state.locked():
         accept(state, jobs, restart or [])
         with screen(jobs, quiet=output is Format.JSON) as shown:
