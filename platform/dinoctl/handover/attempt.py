@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dinoctl.data.storage import Storage, open_storage
+from dinoctl.handover.files import write_whole
 from dinoctl.spec.job import JobSpec
 
 ATTEMPT_FORMAT = "dinoctl.attempt/v1"
@@ -51,9 +52,7 @@ class Attempt:
             "trackingUri": self.tracking_uri,
             "runId": self.run_id,
         }
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(fields, indent=1), encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, json.dumps(fields, indent=1))
 
     @staticmethod
     def read(path: Path) -> "Attempt":

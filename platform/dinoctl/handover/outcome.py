@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dinoctl.handover.attempt import Attempt
+from dinoctl.handover.files import write_whole
 from dinoctl.handover.ledger import FencedError
 from dinoctl.spec.errors import EnvironmentProblem, UserError
 
@@ -40,9 +41,7 @@ class Outcome:
         self._write(scratch / _RESULT)
 
     def _write(self, path: Path) -> None:
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, json.dumps(asdict(self)))
 
     @staticmethod
     def read(scratch: Path) -> "Outcome | None":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dinoctl.handover.attempt import Attempt
+from dinoctl.handover.files import write_whole
 
 _FILE = "progress.json"
 
@@ -32,11 +33,7 @@ class ProgressFile:
 
     def write(self, progress: Progress) -> None:
         """Called by rank 0."""
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(
-            json.dumps({**asdict(progress), "attempt": self._attempt, "at": time.time()}), encoding="utf-8"
-        )
-        partial.replace(self._path)
+        write_whole(self._path, json.dumps({**asdict(progress), "attempt": self._attempt, "at": time.time()}))
 
 
 def read_progress(scratch: Path) -> dict[str, Any] | None:

@@ -1,6 +1,5 @@
 """k-NN of a frozen backbone, the features extracted by all ranks together, and of the same backbone untrained."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -105,7 +104,7 @@ def _eval_set(context: Context, settings: KnnSettings, uri: str, split: str, nor
 def features(context: Context, backbone: VisionTransformer, images: EvalSet) -> tuple[Tensor, Tensor]:
     """Class tokens (n, D) fp32 and labels (n,) of all ranks' images, on the host, in dataset order; rank 0 has them."""
     backbone = backbone.to(context.device).eval()
-    found = [(backbone(batch.to(context.device)).float().cpu(), labels) for batch, labels in _batches(images)]
+    found = [(backbone(batch.to(context.device)).float().cpu(), labels) for batch, labels in images]
     width = backbone.config.embed_dim
     mine = torch.cat([x for x, _ in found]) if found else torch.empty(0, width)
     labels = torch.cat([y for _, y in found]) if found else torch.empty(0, dtype=torch.int64)
@@ -114,10 +113,6 @@ def features(context: Context, backbone: VisionTransformer, images: EvalSet) -> 
     parts: list[tuple[Tensor, Tensor]] = [(mine, labels)] * context.world
     dist.gather_object((mine, labels), parts if context.rank == 0 else None, dst=0)
     return _interleave([x for x, _ in parts]), _interleave([y for _, y in parts])
-
-
-def _batches(images: EvalSet) -> Iterator[tuple[Tensor, Tensor]]:
-    yield from images
 
 
 def _interleave(parts: list[Tensor]) -> Tensor:
