@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,23 +115,24 @@ def _make_shards(
     packed: dict[str, list[Packed]] = {name: [] for name in plan.splits}
     bad, done = list(plan.bad), len(plan.bad)
     progress(done, plan.samples)
-    for task, result in _run(storage.uri, verify, plan.tasks, workers):
-        packed[task.split].append(result)
-        bad += result.bad
-        done += len(task.items)
-        _check_rate(bad, plan.samples, max_bad_rate, storage)
-        progress(done, plan.samples)
+    with closing(_run(storage, verify, plan.tasks, workers)) as results:
+        for task, result in results:
+            packed[task.split].append(result)
+            bad += result.bad
+            done += len(task.items)
+            _check_rate(bad, plan.samples, max_bad_rate, storage)
+            progress(done, plan.samples)
     return packed
 
 
-def _run(destination: str, verify: bool, tasks: list[Task], workers: int) -> Iterator[tuple[Task, Packed]]:
+def _run(storage: Storage, verify: bool, tasks: list[Task], workers: int) -> Generator[tuple[Task, Packed]]:
     """Results in the order of the tasks."""
     count = min(workers, len(tasks))
     if count <= 1:
-        packer = ShardPacker(destination, verify)
+        packer = ShardPacker(storage.uri, verify)
         yield from ((task, packer(task)) for task in tasks)
         return
-    children = [Child(ShardPacker, destination, verify) for _ in range(count)]
+    children = [Child(ShardPacker, storage.uri, verify) for _ in range(count)]
     try:
         for child, task in zip(children, tasks, strict=False):
             child.send(task)
@@ -143,6 +145,7 @@ def _run(destination: str, verify: bool, tasks: list[Task], workers: int) -> Ite
     finally:
         for child in children:
             child.close()
+        storage.sweep()  # one of them may have been in the middle of a shard
 
 
 def _check_rate(bad: list[BadFile], samples: int, max_bad_rate: float, storage: Storage) -> None:

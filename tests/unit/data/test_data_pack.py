@@ -255,6 +255,19 @@ def test_full_disk(make_folder: MakeFolder, tmp_path: Path, workers: int) -> Non
     assert pack(str(source), tmp_path / "out", shard_bytes=10_000).samples == {"train": 60}
 
 
+def test_aborted_packing_removes_half_written_shards(make_folder: MakeFolder, tmp_path: Path) -> None:
+    source, half = make_folder(60), tmp_path / "out" / "train" / ".tmp-of-a-killed-worker"
+
+    def abort(done: int, total: int) -> None:
+        if done:
+            half.write_bytes(b"half a shard")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(str(source), tmp_path / "out", shard_bytes=10_000, workers=2, progress=abort)
+    assert not half.exists()
+
+
 def test_dead_packing_worker_is_an_error(make_folder: MakeFolder, tmp_path: Path) -> None:
     source = make_folder(60)
     code = """
