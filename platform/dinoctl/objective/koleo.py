@@ -2,6 +2,9 @@
 
 It spreads features over the sphere by pushing each away from its nearest neighbour. Always in fp32: in half precision
 its offset of 1e-8 is 0, and two equal images give an infinite loss.
+
+Released DINOv2 looks for the neighbour among the images of one process, so the loss depends on the number of processes.
+DINOv3 (arXiv 2508.10104) looks among small groups of images that may lie on several processes: `grouped_koleo_loss`.
 """
 
 from __future__ import annotations
@@ -9,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from dinoctl.objective.reduce import Group, gather_lanes
 
 _EPS = 1e-8
 
@@ -26,11 +31,40 @@ def koleo_loss(features: Tensor) -> Tensor:
             "raise globalBatch, use fewer processes, or set the koleo loss weight to 0"
         )
     with torch.autocast(features.device.type, enabled=False):
-        rows = functional.normalize(features.float(), dim=-1, eps=_EPS)
-        distance = functional.pairwise_distance(rows, rows[_nearest(rows.detach())], eps=_EPS)
-        return -torch.log(distance + _EPS).mean()
+        return _spread(_unit(features).unsqueeze(0)).mean()
+
+
+def grouped_koleo_loss(features: Tensor, size: int, group: Group = None) -> Tensor:
+    """KoLeo among groups of `size` images that follow each other in the global batch; (V,) fp32, one of each view.
+
+    `features` (V, n, D) of any float type: V views of this rank's n images, image i of rank r of W being image i W + r
+    of the global batch (`data.order`); n is equal on all ranks. Every rank gets the loss of the whole batch, whatever W
+    is, and its own rows' gradient times W, since gradients are averaged over ranks afterwards. One collective, forward
+    only: each rank computes all groups, which is n W `size` D products and spares sending gradients back.
+    Raises ValueError where the n W images are no whole number of groups, or a group has fewer than 2.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        rows = gather_lanes(_unit(features), group)
+        if size < 2 or rows.shape[1] % size:
+            raise ValueError(f"{rows.shape[1]} images do not divide into KoLeo groups of {size}, of at least 2")
+        return _spread(rows.reshape(-1, size, rows.shape[2])).view(len(features), -1).mean(1)
+
+
+def _unit(features: Tensor) -> Tensor:
+    return functional.normalize(features.float(), dim=-1, eps=_EPS)
+
+
+def _spread(rows: Tensor) -> Tensor:
+    """-log(distance to the nearest other row of the same group), (groups * size,), of unit rows (groups, size, D)."""
+    flat = rows.flatten(0, 1)
+    distance = functional.pairwise_distance(flat, flat[_nearest(rows.detach())], eps=_EPS)
+    return -torch.log(distance + _EPS)
 
 
 def _nearest(rows: Tensor) -> Tensor:
-    """Index (n,) of the most similar other row of unit rows (n, D)."""
-    return (rows @ rows.T).fill_diagonal_(-1.0).argmax(1)
+    """For unit rows (groups, size, D) the place (groups * size,) of the most similar other row of the group."""
+    groups, size, _ = rows.shape
+    similarity = rows @ rows.mT
+    similarity.diagonal(dim1=1, dim2=2).fill_(-1.0)
+    first = torch.arange(0, groups * size, size, device=rows.device)
+    return (similarity.argmax(2) + first.unsqueeze(1)).flatten()

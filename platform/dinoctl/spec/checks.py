@@ -6,7 +6,7 @@ from dinoctl.spec.complete import Trained, trained_parent
 from dinoctl.spec.job import JobSpec
 from dinoctl.spec.model import ModelSpec
 from dinoctl.spec.policy import KnnSettings
-from dinoctl.spec.recipe import Crops, Heads, Schedules
+from dinoctl.spec.recipe import Crops, Gram, Heads, Schedules
 from dinoctl.spec.stages import Distill, Evaluate, HighRes, Pretrain
 from dinoctl.spec.yamldoc import Path
 
@@ -28,6 +28,8 @@ def check(spec: JobSpec, others: Mapping[str, JobSpec]) -> Iterator[Finding]:
         yield from _crops(stage.crops, stage.model, path, sizes=isinstance(stage, HighRes))
     if stage.schedules is not None:
         yield from _schedules(stage.schedules, (*path, "schedules"), stage.steps)
+    if stage.losses is not None and stage.losses.gram is not None:
+        yield from _gram(stage, stage.losses.gram, (*path, "losses", "gram"))
     if isinstance(stage, HighRes):
         yield from _highres(stage, trained_parent(stage.parent, others), path)
     if isinstance(stage, Distill) and (teacher := trained_parent(stage.teacher, others)) is not None:
@@ -65,6 +67,15 @@ def _highres(stage: HighRes, parent: Trained | None, path: Path) -> Iterator[Fin
         yield (*path, "heads"), "are the parent's and cannot be changed; leave them out"
 
 
+def _gram(stage: Trained, gram: Gram, path: Path) -> Iterator[Finding]:
+    if isinstance(stage, Distill):
+        yield path, "needs a teacher that is the student's average, which a frozen one is not; leave it out"
+    elif gram.start_step is not None and gram.start_step >= stage.steps:
+        yield (*path, "startStep"), f"{gram.start_step}, but steps are counted from 0 to {stage.steps - 1}"
+    elif gram.start_step == 0 and isinstance(stage, Pretrain):
+        yield (*path, "startStep"), "0 would hold patches near those of the untrained network; start later"
+
+
 def _batch(spec: JobSpec, path: Path, batch: int) -> Iterator[Finding]:
     workers = spec.compute.workers
     stage = spec.stage
@@ -72,6 +83,10 @@ def _batch(spec: JobSpec, path: Path, batch: int) -> Iterator[Finding]:
     if batch % workers:
         near = max(workers, batch // workers * workers)
         yield (*path, "globalBatch"), f"{batch} images do not divide among {workers} workers; {near} would"
+    elif losses is not None and losses.koleo > 0 and losses.koleo_group is not None:
+        if batch % losses.koleo_group:
+            text = f"{losses.koleo_group} images a group do not divide globalBatch {batch}; take a divisor of it"
+            yield (*path, "losses", "koleoGroup"), text
     elif losses is not None and losses.koleo > 0 and batch // workers < 2:
         text = (
             f"{batch // workers} image a worker, but KoLeo compares at least 2; use {2 * workers}, or losses.koleo: 0"

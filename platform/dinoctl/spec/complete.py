@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dinoctl.spec.fill import Filler, compress
+from dinoctl.spec.fill import Filler, compress, without_lengths
 from dinoctl.spec.job import JobSpec, Stage
 from dinoctl.spec.model import ModelSpec
 from dinoctl.spec.recipe import Crops
@@ -50,6 +50,7 @@ def _pretrain(stage: Pretrain, path: Path, _: Parents, filler: Filler) -> Pretra
         update={
             "model": model,
             "crops": filler.crops(stage.crops, (*path, "crops"), patch_size=model.patch_size),
+            "losses": filler.losses(stage.losses, (*path, "losses"), steps=stage.steps),
             "schedules": filler.schedules(stage.schedules, (*path, "schedules"), steps=stage.steps),
         }
     )
@@ -112,8 +113,11 @@ def _highres_recipe(stage: HighRes, parent: Trained, path: Path, rule: str, fill
     """Masks, losses and optimizer as they are, the schedules compressed."""
     update: dict[str, Any] = {
         name: filler.inherit(getattr(stage, name), getattr(parent, name), (*path, name), rule)
-        for name in ("masks", "losses", "optimizer")
+        for name in ("masks", "optimizer")
     }
+    inherited = parent.losses and without_lengths(parent.losses)
+    losses = filler.inherit(stage.losses, inherited, (*path, "losses"), rule)
+    update["losses"] = losses and filler.losses(losses, (*path, "losses"), steps=stage.steps, anchored=True)
     if parent.schedules is not None:
         short = compress(
             parent.schedules, steps=stage.steps, parent_steps=parent.steps, factor=stage.learning_rate_factor

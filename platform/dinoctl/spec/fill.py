@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from dinoctl.spec.base import Section
 from dinoctl.spec.model import ModelSpec
 from dinoctl.spec.policy import KnnSettings
-from dinoctl.spec.recipe import Crops, Schedules
+from dinoctl.spec.recipe import Crops, Gram, Losses, Schedules
 from dinoctl.spec.yamldoc import Path
 
 S = TypeVar("S", bound=Section)
@@ -71,6 +71,20 @@ class Filler:
         filled = self.fill(schedules, path, freeze_last_layer_steps=round(steps / 500))
         return filled.model_copy(update={"learning_rate": rate, "teacher_temperature": heat})
 
+    def losses(self, losses: Losses, path: Path, *, steps: int, anchored: bool = False) -> Losses:
+        """When Gram anchoring begins and how its teacher is renewed; ``anchored``: by a parent, from the first step."""
+        if losses.gram is None:
+            return losses
+        gram = self.fill(
+            losses.gram,
+            (*path, "gram"),
+            start_step=0 if anchored else round(steps * 5 / 6),
+            warmup_steps=0 if anchored else round(steps / 1200),
+            refresh_every=max(1, round(steps / 120)),
+            max_refreshes=0 if anchored else 3,
+        )
+        return losses.model_copy(update={"gram": gram})
+
     def knn(self, knn: KnnSettings, path: Path, *, image_size: int | None) -> KnnSettings:
         """Image sizes of an evaluation."""
         sized = self.fill(knn, path, image_size=image_size)
@@ -92,6 +106,13 @@ def compress(schedules: Schedules, *, steps: int, parent_steps: int, factor: flo
             "freeze_last_layer_steps": round((schedules.freeze_last_layer_steps or 0) * share),
         }
     )
+
+
+def without_lengths(losses: Losses) -> Losses:
+    """A parent's losses without the steps of its Gram anchoring, which count in a run of its own length."""
+    if losses.gram is None:
+        return losses
+    return losses.model_copy(update={"gram": Gram(weight=losses.gram.weight)})
 
 
 def _is_derived(section: Section, name: str) -> bool:

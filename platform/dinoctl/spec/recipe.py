@@ -134,6 +134,29 @@ class Heads(Section):
     ibot: Head | None = paper(Head(), "Head of the patch tokens; null shares the DINO head.", "vitg14 config")
 
 
+class Gram(Section):
+    """Gram anchoring (DINOv3, arXiv 2508.10104): the patches' similarities stay near those of an earlier average.
+
+    At ``startStep`` the averaged backbone is copied to a frozen Gram teacher; its copy is renewed a few times.
+    """
+
+    weight: float = paper(2.0, "Weight of the loss after warm-up.", "DINOv3 paper", gt=0)
+    start_step: int | None = derived(
+        "First step; the Gram teacher is the average there.",
+        "5/6 of steps in pretraining (1,000,000 of 1,200,000, DINOv3), 0 in highres",
+        ge=0,
+    )
+    warmup_steps: int | None = derived(
+        "Steps over which the weight rises from 0.", "1/1200 of steps in pretraining (1,000), 0 in highres", ge=0
+    )
+    refresh_every: int | None = derived(
+        "Steps between copies of the average to the Gram teacher.", "1/120 of steps (10,000)", ge=1
+    )
+    max_refreshes: int | None = derived(
+        "Copies after the first one.", "3 in pretraining (DINOv3), 0 in highres: the first one stays", ge=0
+    )
+
+
 class Losses(Section):
     """Weights and teacher targets."""
 
@@ -143,12 +166,19 @@ class Losses(Section):
     koleo_crops: Literal["both", "first"] = paper(
         "both", "Global crops under KoLeo: the code uses both, the paper says first.", "released code"
     )
+    koleo_group: int | None = paper(
+        None,
+        "Images that KoLeo compares with each other, over all workers (DINOv3 16); null: those of a worker.",
+        "released code",
+        ge=2,
+    )
     centering: Literal["sinkhorn_knopp", "softmax"] = paper(
         "sinkhorn_knopp", "How teacher outputs become targets.", "vitg14 config"
     )
     sinkhorn_iterations: int = paper(3, "Sinkhorn-Knopp iterations.", "paper §4", ge=1)
     student_temperature: float = paper(0.1, "Temperature of the student.", "code config", gt=0)
     center_momentum: float = paper(0.9, "Momentum of the center; softmax centering only.", "code config", ge=0, le=1)
+    gram: Gram | None = paper(None, "Gram anchoring of patch features, as in DINOv3; null is none.", "code config")
 
 
 class Optimizer(Section):

@@ -101,7 +101,9 @@ def _run_loop(
         clip_norm=recipe.optimizer.clip_norm,
         seed=spec.seed,
     )
-    schedules = RecipeSchedules(recipe.schedules, steps=recipe.steps, global_batch=recipe.global_batch)
+    schedules = RecipeSchedules(
+        recipe.schedules, steps=recipe.steps, global_batch=recipe.global_batch, gram=recipe.losses.gram
+    )
     loader = _loader(attempt, context, recipe, data, start, patch_size)
     writer = LedgerWriter(ledger, identity, keep=policy.keep)
     spool = Spool(attempt.spool, attempt=attempt.number) if context.rank == 0 else None

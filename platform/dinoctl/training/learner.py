@@ -20,6 +20,8 @@ from dinoctl.objective import (
     dino_global_loss,
     dino_local_loss,
     feature_std,
+    gram_loss,
+    grouped_koleo_loss,
     ibot_loss,
     koleo_loss,
     prototype_usage,
@@ -59,6 +61,9 @@ class Learner(nn.Module):
     frozen and may be larger, and `ema` is the average of the student, to be exported; it takes no part in `forward`.
     The moving average itself is the engine's work, from `student` to `averaged`, after the optimizer's step.
 
+    With `losses.gram`, `gram` is the frozen backbone that Gram anchoring compares patches with: at first a copy of the
+    teacher's, later renewed by the engine (`Engine.copy`).
+
     With `mask_student` False the student sees whole images, masks only choose the patch tokens under the iBOT loss, and
     its mask token, then without a gradient, is frozen. Raises ValueError where student and teacher do not fit.
     """
@@ -76,7 +81,10 @@ class Learner(nn.Module):
         dino, ibot = student.prototypes()
         self.dino_targets = _targets(losses, dino)
         self.ibot_targets = _targets(losses, ibot)
-        for network in filter(None, (teacher, ema)):
+        if ema is not None and losses.gram is not None:
+            raise ValueError("Gram anchoring needs a teacher that is the student's average; set losses.gram to null")
+        self.gram = None if losses.gram is None else copy.deepcopy(teacher.backbone)
+        for network in self._frozen():
             network.requires_grad_(False)
         student.backbone.mask_token.requires_grad_(mask_student)
         self.train()
@@ -86,10 +94,13 @@ class Learner(nn.Module):
         """The network that follows the student: the teacher, or `ema` where the teacher is frozen."""
         return self.teacher if self.ema is None else self.ema
 
+    def _frozen(self) -> list[nn.Module]:
+        return [network for network in (self.teacher, self.ema, self.gram) if network is not None]
+
     def train(self, mode: bool = True) -> Self:
-        """Training mode for all but teacher and `ema`, which always are in evaluation mode."""
+        """Training mode for all but teacher, `ema` and `gram`, which always are in evaluation mode."""
         super().train(mode)
-        for network in filter(None, (self.teacher, self.ema)):
+        for network in self._frozen():
             network.eval()
         return self
 
@@ -102,26 +113,31 @@ class Learner(nn.Module):
         mask_weights: Tensor,
         teacher_temperature: float,
         seed: int,
+        gram_weight: float | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of this rank's B images (0-dim fp32), and metrics.
 
         Crops are crop-major floats: `global_crops` (2 B, 3, H, W), `local_crops` (L B, 3, h, w) or None. `masks`
         (2 B, N) bool; `mask_indices` (M,) int64, its true entries in the flattened 2 B * N; `mask_weights` (M,) fp32,
         one over the number of masked tokens of a token's crop. M differs between ranks and may be 0. `seed` decides
-        stochastic depth.
+        stochastic depth. `gram_weight` is the weight of Gram anchoring in this step; with None its teacher does not
+        run, so it has to be None, or not, on all ranks.
 
-        Metrics are 0-dim, detached, of this rank: `loss`; `dino_global`, `dino_local`, `ibot`, `koleo`, its weighted
-        parts; `target_entropy` (nats, of the class targets), `prototype_usage` (nats, of the teacher before balancing),
-        `feature_std` (1 spread, 0 collapsed, of the student's class tokens). The mean over ranks of the first five is
-        that of the whole batch.
+        Metrics are 0-dim, detached, of this rank: `loss`; `dino_global`, `dino_local`, `ibot`, `koleo` and, if there is
+        a Gram teacher, `gram`, its weighted parts; `target_entropy` (nats, of the class targets), `prototype_usage`
+        (nats, of the teacher before balancing), `feature_std` (1 spread, 0 collapsed, of the student's class tokens).
+        The mean over ranks of loss and parts is that of the whole batch.
 
         Raises ValueError for masks that do not fit the crops, or fewer than 2 images with KoLeo.
         """
         dtype = self.student.backbone.cls_token.dtype
         crops = [group.to(dtype) for group in (global_crops, local_crops) if group is not None]
         targets, metrics = self._teach(crops[0], masks, mask_indices, teacher_temperature)
-        logits, classes = self._study(crops, masks, mask_indices, seed)
+        anchors = None if gram_weight is None else self._anchors(crops[0])
+        logits, features = self._study(crops, masks, mask_indices, seed)
+        classes = features["x_norm_clstoken"]
         parts = self._parts(logits, targets, classes, mask_weights)
+        parts |= self._gram_part(features["x_norm_patchtokens"], anchors, gram_weight or 0.0)
         loss = torch.stack(list(parts.values())).sum()
         metrics |= {"loss": loss, **parts, "feature_std": feature_std(classes)}
         return loss, {name: value.detach() for name, value in metrics.items()}
@@ -142,17 +158,37 @@ class Learner(nn.Module):
             "prototype_usage": prototype_usage(classes, temperature),
         }
 
+    @torch.no_grad()
+    def _anchors(self, crops: Tensor) -> Tensor:
+        """The Gram teacher's patch features (2 B, N, D) of the whole, unmasked global crops."""
+        if self.gram is None:
+            raise ValueError("this step has a weight of Gram anchoring, but losses.gram is null")
+        features = cast(Features, self.gram(crops, is_training=True))
+        return features["x_norm_patchtokens"]
+
+    def _gram_part(self, patches: Tensor, anchors: Tensor | None, weight: float) -> dict[str, Tensor]:
+        """The weighted Gram loss; 0 before its first step, so that all steps have the same metrics.
+
+        All patches of the student's global crops take part, as it sees them for the other losses, the masked ones
+        included: what is published (arXiv 2508.10104) compares its output of the global crops and names no second pass.
+        """
+        if self.gram is None:
+            return {}
+        if anchors is None:
+            return {"gram": patches.new_zeros((), dtype=torch.float32)}
+        return {"gram": weight * gram_loss(patches, anchors)}
+
     def _study(
         self, crops: list[Tensor], masks: Tensor, indices: Tensor, seed: int
-    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-        """Logits of global (2 B, K), local (L B, K) and masked patch tokens (M, K'); global class tokens (2 B, D)."""
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], Features]:
+        """Logits of global (2 B, K), local (L B, K) and masked patch tokens (M, K'); features of the global crops."""
         drawn = [masks if self.mask_student else None, None][: len(crops)]
         features = cast(list[Features], self.student.backbone(crops, masks=drawn, is_training=True, seed=seed))
         classes = torch.cat([group["x_norm_clstoken"] for group in features])
         tokens = _select(features[0]["x_norm_patchtokens"], indices)
         logits, patch_logits = self.student.project(classes, tokens)
         of_global, of_local = torch.split(logits, [len(crops[0]), len(logits) - len(crops[0])])
-        return (of_global, of_local, patch_logits), features[0]["x_norm_clstoken"]
+        return (of_global, of_local, patch_logits), features[0]
 
     def _parts(
         self, logits: tuple[Tensor, Tensor, Tensor], targets: tuple[Tensor, Tensor], classes: Tensor, weights: Tensor
@@ -174,6 +210,8 @@ class Learner(nn.Module):
         if self.losses.koleo == 0:
             return classes.new_zeros((), dtype=torch.float32)
         views = classes.chunk(2)[: 1 if self.losses.koleo_crops == "first" else 2]
+        if self.losses.koleo_group is not None:
+            return self.losses.koleo * grouped_koleo_loss(torch.stack(views), self.losses.koleo_group).sum()
         return self.losses.koleo * torch.stack([koleo_loss(view) for view in views]).sum()
 
 

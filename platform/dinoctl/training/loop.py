@@ -108,8 +108,10 @@ class Loop:
     def _step(self, batch: Batch, step: int) -> None:
         engine, values = self._engine, self._schedules.at(step)
         apply(engine.groups, values)
+        if values.refresh_gram:
+            engine.copy("teacher.backbone.", "gram.")
         seed = (self._settings.seed * 1_000_003 + step) * 65_537 + engine.rank
-        loss, metrics = engine.forward(*self._inputs(batch), values.teacher_temperature, seed)
+        loss, metrics = engine.forward(*self._inputs(batch), values.teacher_temperature, seed, values.gram_weight)
         engine.backward(loss)
         norms = engine.clip(self._settings.clip_norm)
         engine.step()
@@ -143,7 +145,8 @@ class Loop:
 
 
 def _rates(values: StepValues) -> dict[str, float]:
-    return {
+    anchored = {} if values.gram_weight is None else {"schedule/gram_weight": values.gram_weight}
+    return anchored | {
         "schedule/learning_rate": values.lr,
         "schedule/weight_decay": values.weight_decay,
         "schedule/momentum": values.momentum,

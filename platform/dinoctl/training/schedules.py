@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from dinoctl.spec.recipe import Schedules
+from dinoctl.spec.recipe import Gram, Schedules
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,10 @@ class StepValues:
     weight_decay: float
     momentum: float
     teacher_temperature: float
+    gram_weight: float | None = None
+    """Weight of Gram anchoring; None where it is not part of the step, and its teacher does not run."""
+    refresh_gram: bool = False
+    """Whether the average is copied to the Gram teacher before the step."""
 
 
 def linear(step: int, start: float, end: float, steps: int) -> float:
@@ -41,7 +45,7 @@ class RecipeSchedules:
     Raises ValueError where a derived number of steps is missing, or warm-up is longer than the run.
     """
 
-    def __init__(self, schedules: Schedules, *, steps: int, global_batch: int) -> None:
+    def __init__(self, schedules: Schedules, *, steps: int, global_batch: int, gram: Gram | None = None) -> None:
         rate, temperature = schedules.learning_rate, schedules.teacher_temperature
         self.steps = steps
         self.schedules = schedules
@@ -49,6 +53,7 @@ class RecipeSchedules:
         self._warmup = _resolved(rate.warmup_steps, "learningRate.warmupSteps")
         self._temperature_warmup = _resolved(temperature.warmup_steps, "teacherTemperature.warmupSteps")
         self._frozen = _resolved(schedules.freeze_last_layer_steps, "freezeLastLayerSteps")
+        self._gram = None if gram is None else _GramSchedule(gram)
         if self._warmup > steps:
             raise ValueError(
                 f"learningRate.warmupSteps is {self._warmup}, but the run has {steps} steps: "
@@ -67,6 +72,8 @@ class RecipeSchedules:
             weight_decay=cosine(step, decay.start, decay.end, self.steps),
             momentum=cosine(step, momentum.start, momentum.end, self.steps),
             teacher_temperature=self._teacher_temperature(step),
+            gram_weight=self._gram.weight(step) if self._gram else None,
+            refresh_gram=self._gram is not None and self._gram.refreshes(step),
         )
 
     def _lr(self, step: int) -> float:
@@ -82,9 +89,30 @@ class RecipeSchedules:
         return temperature.end
 
 
-def _resolved(value: int | None, field: str) -> int:
+class _GramSchedule:
+    """When Gram anchoring is part of a step, and when its teacher is renewed."""
+
+    def __init__(self, gram: Gram) -> None:
+        self._peak = gram.weight
+        self._renewals = _resolved(gram.max_refreshes, "gram.maxRefreshes", "losses")
+        self._start = _resolved(gram.start_step, "gram.startStep", "losses")
+        self._warmup = _resolved(gram.warmup_steps, "gram.warmupSteps", "losses")
+        self._every = _resolved(gram.refresh_every, "gram.refreshEvery", "losses")
+
+    def weight(self, step: int) -> float | None:
+        since = step - self._start
+        if since < 0:
+            return None
+        return linear(since, 0.0, self._peak, self._warmup) if since < self._warmup else self._peak
+
+    def refreshes(self, step: int) -> bool:
+        number, rest = divmod(step - self._start, self._every)
+        return rest == 0 and 0 <= number <= self._renewals
+
+
+def _resolved(value: int | None, field: str, section: str = "schedules") -> int:
     if value is None:
         raise ValueError(
-            f"schedules.{field} is derived from the number of steps: resolve the document first, or set it"
+            f"{section}.{field} is derived from the number of steps: resolve the document first, or set it"
         )
     return value

@@ -29,6 +29,19 @@ DISTILL = "distill: {teacher: {job: p}, data: {source: x}, model: {arch: vit_sma
             "globalBatch: 1 image a worker, but KoLeo compares at least 2; use 6, or losses.koleo: 0",
         ),
         (
+            "pretrain: {data: {source: x}, globalBatch: 96, losses: {koleoGroup: 36}}\ncompute: {workers: 3}",
+            "losses.koleoGroup: 36 images a group do not divide globalBatch 96; take a divisor of it",
+        ),
+        (
+            "pretrain: {data: {source: x}, steps: 10, losses: {gram: {startStep: 10}}}",
+            "losses.gram.startStep: 10, but steps are counted from 0 to 9",
+        ),
+        (
+            "pretrain: {data: {source: x}, losses: {gram: {startStep: 0}}}",
+            "losses.gram.startStep: 0 would hold patches near those of the untrained network",
+        ),
+        (DISTILL + "}, losses: {gram: {}}}", "losses.gram: needs a teacher that is the student's average"),
+        (
             "pretrain: {data: {source: x}, crops: {global: {size: 225}}}",
             "crops.global.size: 225 is not a multiple of patchSize 14; 224 would be",
         ),
@@ -87,6 +100,12 @@ def test_contradictions_are_told_with_their_place(workshop: Workshop, spec: str,
 def test_contradictions_of_all_jobs_are_told_at_once(workshop: Workshop) -> None:
     bad = "pretrain: {data: {source: x}, globalBatch: 10, crops: {global: {size: 225}}}\ncompute: {workers: 3}"
     assert len(workshop.problems(document("a", bad), document("b", bad))) == 4
+
+
+def test_koleo_groups_of_the_global_batch_need_no_two_images_a_worker(workshop: Workshop) -> None:
+    assert workshop.spec(
+        "pretrain: {data: {source: x}, globalBatch: 4, losses: {koleoGroup: 4}}\ncompute: {workers: 4}"
+    )
 
 
 def test_no_local_crops_need_no_size(workshop: Workshop) -> None:

@@ -100,6 +100,24 @@ def test_high_resolution_of_a_high_resolution(workshop: Workshop) -> None:
     assert rate["warmupSteps"] == 800
 
 
+def test_gram_anchoring_is_a_share_of_the_steps_and_at_high_resolution_starts_at_once(workshop: Workshop) -> None:
+    parent = PARENT.replace("koleo: 0.05", "gram: {weight: 3.0}") + "  steps: 1200000\n"
+    jobs = workshop.resolve(
+        document("p", parent),
+        document("h", "highres: {from: {job: p}}"),
+        document("i", "highres: {from: {job: p}, losses: {gram: {weight: 1.5, maxRefreshes: 1}}}"),
+        document("j", "highres: {from: {job: p}, losses: {gram: null}}"),
+    )
+    found = {name: job.to_dict()["spec"][job.kind]["losses"].get("gram") for name, job in jobs.items()}
+    rest = {"startStep": 0, "warmupSteps": 0, "refreshEvery": 83}
+    assert found == {
+        "p": {"weight": 3.0, "startStep": 1_000_000, "warmupSteps": 1000, "refreshEvery": 10_000, "maxRefreshes": 3},
+        "h": {"weight": 3.0, **rest, "maxRefreshes": 0},
+        "i": {"weight": 1.5, **rest, "maxRefreshes": 1},
+        "j": None,
+    }
+
+
 def test_high_resolution_of_a_registered_model_is_the_papers(workshop: Workshop) -> None:
     model = "model: {arch: vit_large, patchSize: 16}"
     text = f"highres: {{from: {{model: models:/m@champion}}, data: {{source: x}}, {model}, size: 512}}"

@@ -70,6 +70,9 @@ class Run:
     stop_at: int = -1
     broken: int = -1
     steps: int = STEPS
+    schedules: RecipeSchedules = field(
+        default_factory=lambda: RecipeSchedules(SCHEDULES, steps=STEPS, global_batch=BATCH)
+    )
     recorded: dict[int, dict[str, float]] = field(default_factory=dict)
     reports: list[Progress] = field(default_factory=list)
 
@@ -90,8 +93,7 @@ class Run:
             if step >= self.stop_at >= 0:
                 stop.touch()
 
-        schedules = RecipeSchedules(SCHEDULES, steps=STEPS, global_batch=BATCH)
-        loop = Loop(context, self.engine, schedules, writer, settings, inputs=inputs, record=record)
+        loop = Loop(context, self.engine, self.schedules, writer, settings, inputs=inputs, record=record)
         try:
             return loop.run(batches(start, self.broken), start)
         finally:

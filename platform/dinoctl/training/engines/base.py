@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-Kind = Literal["param", "adam_m", "adam_v", "teacher", "buffer"]
+Kind = Literal["param", "adam_m", "adam_v", "teacher", "frozen", "buffer"]
 ReadSlice = Callable[["Slice"], Tensor]
 
 
@@ -22,7 +22,7 @@ class Slice:
 
     ``data`` is a flat, contiguous view of live state on the engine's device; copying into it changes the state.
     Kinds: ``param`` (fp32 master of a trained parameter), ``adam_m`` and ``adam_v`` (its moments), ``teacher`` (fp32
-    average), ``buffer`` (anything else that must survive).
+    average), ``frozen`` (a Gram teacher, in its working type), ``buffer`` (anything else that must survive).
     """
 
     name: str
@@ -65,6 +65,11 @@ class Engine(Protocol):
     def average(self, momentum: float) -> None:
         """teacher <- momentum * teacher + (1 - momentum) * student, from fp32 masters."""
 
+    def copy(self, source: str, target: str) -> None:
+        """Gives every parameter whose name starts with ``target`` the value of its twin, whose name starts with
+        ``source``; both are frozen, and ``source`` is the average. Collective.
+        """
+
     def slices(self) -> list[Slice]:
         """This rank's share of everything that a checkpoint must hold, in a fixed order."""
 
@@ -76,6 +81,11 @@ class Engine(Protocol):
 
     def full_teacher(self) -> Iterator[tuple[str, Tensor]]:
         """Every averaged tensor whole, on the host, in fp32: collective; yields on rank 0 only."""
+
+
+def gram_parameters(learner: nn.Module) -> dict[str, Any]:
+    """The parameters of the Gram teacher by name; none where the learner has no such teacher."""
+    return {name: p for name, p in learner.named_parameters() if name.startswith("gram.")}
 
 
 def averaged_pairs(learner: nn.Module) -> list[tuple[str, Any, Any]]:

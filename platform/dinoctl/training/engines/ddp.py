@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dinoctl.training.clipping import clip_
-from dinoctl.training.engines.base import Kind, ReadSlice, Slice, averaged_pairs
+from dinoctl.training.engines.base import Kind, ReadSlice, Slice, averaged_pairs, gram_parameters
 
 _MOMENTS: tuple[tuple[Kind, str], ...] = (("adam_m", "exp_avg"), ("adam_v", "exp_avg_sq"))
 
@@ -24,6 +24,7 @@ class DdpEngine:
         self.device, self._optimizer, self._bf16 = device, optimizer, precision == "bf16"
         self._trained = {name: p for name, p in learner.named_parameters() if p.requires_grad}
         self._pairs = averaged_pairs(learner)
+        self._gram = gram_parameters(learner)
         self._buffers = dict(learner.named_buffers())
         self._module = learner if self.world == 1 else _parallel(learner, device)
         for p in self._trained.values():
@@ -54,12 +55,19 @@ class DdpEngine:
         averaged = [teacher for _, teacher, _ in self._pairs]
         torch._foreach_lerp_(averaged, [student for _, _, student in self._pairs], 1.0 - momentum)
 
+    @torch.no_grad()
+    def copy(self, source: str, target: str) -> None:
+        named = {name: teacher for name, teacher, _ in self._pairs}
+        for name, p in self._gram.items():
+            p.copy_(named[source + name.removeprefix(target)])
+
     def slices(self) -> list[Slice]:
         found: list[Slice] = []
         for name, p in self._trained.items():
             found.append(self._share(name, "param", p))
             found += [self._share(name, kind, self._optimizer.state[p][key]) for kind, key in _MOMENTS]
         found += [self._share(name, "teacher", teacher) for name, teacher, _ in self._pairs]
+        found += [self._share(name, "frozen", p) for name, p in self._gram.items()]
         if self.rank == 0:
             found += [Slice(n, "buffer", tuple(b.shape), 0, b.view(-1)) for n, b in self._buffers.items()]
         return found
@@ -72,6 +80,8 @@ class DdpEngine:
             self._optimizer.state[p]["step"].fill_(steps_done)
         for name, teacher, _ in self._pairs:
             self._fill(read, name, "teacher", teacher)
+        for name, p in self._gram.items():
+            self._fill(read, name, "frozen", p)
         for name, buffer in self._buffers.items():
             self._fill(read, name, "buffer", buffer)
 

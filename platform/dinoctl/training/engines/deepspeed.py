@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dinoctl.training.clipping import clip_
-from dinoctl.training.engines.base import Kind, ReadSlice, Slice, averaged_pairs
+from dinoctl.training.engines.base import Kind, ReadSlice, Slice, averaged_pairs, gram_parameters
 
 ZeroParameter = Any  # a torch Parameter with what ZeRO-3 adds: ds_tensor, ds_shape, ds_numel, partition, all_gather
 _MOMENTS: tuple[tuple[Kind, str], ...] = (("adam_m", "exp_avg"), ("adam_v", "exp_avg_sq"))
@@ -42,6 +42,7 @@ class DeepSpeedEngine:
         _materialise_moments(self._zero.optimizer, self._zero.fp32_partitioned_groups_flat)
         self._trained: dict[str, ZeroParameter] = {name: p for name, p in learner.named_parameters() if p.requires_grad}
         self._pairs = averaged_pairs(learner)
+        self._gram: dict[str, ZeroParameter] = gram_parameters(learner)
         self._buffers = dict(learner.named_buffers())
         self._average = [_live(p.ds_tensor.data.float().clone(), p, self.rank) for _, p, _ in self._pairs]
         self._masters = [_live(self._master(p), p, self.rank) for _, _, p in self._pairs]
@@ -72,6 +73,12 @@ class DeepSpeedEngine:
         torch._foreach_lerp_(self._average, self._masters, 1.0 - momentum)
         self._publish()
 
+    def copy(self, source: str, target: str) -> None:
+        named = {name: p for name, p, _ in self._pairs}
+        for name, p in self._gram.items():
+            p.ds_tensor.data.copy_(named[source + name.removeprefix(target)].ds_tensor.data)
+        self._publish()
+
     def slices(self) -> list[Slice]:
         found: list[Slice] = []
         for name, p in self._trained.items():
@@ -81,6 +88,9 @@ class DeepSpeedEngine:
                 found.append(Slice(name, kind, shape, offset, _live(self._state(p, key), p, self.rank)))
         for (name, p, _), shard in zip(self._pairs, self._average, strict=True):
             found.append(Slice(name, "teacher", tuple(p.ds_shape), _offset(p, self.rank), shard))
+        for name, p in self._gram.items():
+            shard = _live(p.ds_tensor.data, p, self.rank)
+            found.append(Slice(name, "frozen", tuple(p.ds_shape), _offset(p, self.rank), shard))
         if self.rank == 0:  # buffers are equal on all ranks
             found += [Slice(n, "buffer", tuple(b.shape), 0, b.view(-1)) for n, b in self._buffers.items()]
         return found
