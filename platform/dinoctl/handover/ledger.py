@@ -28,7 +28,9 @@ class FencedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Commit:
-    """A committed checkpoint: written last, and only once for a step."""
+    """A committed checkpoint: written last, and only once for a step. ``skipped`` of its steps took no effect, so the
+    optimizer has done ``step - skipped``.
+    """
 
     step: int
     attempt: int
@@ -39,6 +41,7 @@ class Commit:
     written_at: float
     manifests: dict[str, int]
     versions: dict[str, str]
+    skipped: int = 0
 
     def to_json(self) -> bytes:
         """Canonical bytes."""

@@ -14,7 +14,7 @@ _FILE = "progress.json"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a job is. Times in seconds, ``eta_s`` None until a rate is known."""
+    """How far a job is. Times in seconds, ``eta_s`` None until a rate is known. ``warning``: what is ill, in a line."""
 
     step: int
     steps: int
@@ -23,6 +23,7 @@ class Progress:
     checkpoint_step: int
     loss: float | None = None
     phase: str = "train"
+    warning: str = ""
 
 
 class ProgressFile:

@@ -114,6 +114,7 @@ def _progress(state: JobState, attempt: int) -> Progress | None:
         at=fields["at"],
         images_per_s=fields["images_per_s"],
         eta_s=fields["eta_s"],
+        warning=fields.get("warning", ""),
     )
 
 

@@ -52,7 +52,8 @@ class SoftmaxCenter(nn.Module):
 
     @torch.no_grad()
     def update(self, logits: Tensor, group: Group = None) -> None:
-        """Moves the center by 1 - momentum towards the mean row (n, K) of all ranks; without any row, not at all.
+        """Moves the center by 1 - momentum towards the mean row (n, K) of all ranks; without any row, not at all, and
+        not where the mean is not finite: the step is skipped then, and the center has to last.
 
         The mean counts every row once, so it does not depend on how rows are spread over ranks. The official code does
         so for the class token, but for patch tokens it takes the mean of the ranks' means; on one rank both are equal.
@@ -60,7 +61,8 @@ class SoftmaxCenter(nn.Module):
         count = torch.full((1,), float(len(logits)), device=logits.device)
         packed = all_reduce_sum(torch.cat([logits.sum(0, dtype=torch.float32), count]), group)
         mean = packed[:-1] / packed[-1].clamp(min=1.0)
-        self.center.lerp_(mean, (1.0 - self.momentum) * (packed[-1] > 0).float())
+        usable = (packed[-1] > 0) & mean.isfinite().all()
+        self.center.copy_(torch.where(usable, self.center.lerp(mean, 1.0 - self.momentum), self.center))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moves between devices, but stays fp32: in half precision a step's share would be lost in rounding."""

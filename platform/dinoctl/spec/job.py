@@ -53,7 +53,7 @@ class JobSpec(Section):
     distill: Distill | None = choice(None, "Stage: distill a teacher into a smaller student.")
     evaluate: Evaluate | None = choice(None, "Stage: measure a model.")
     gate: Gate | None = choice(None, "What the exported model must show.")
-    policy: Policy = choice(Policy(), "Restart budgets, deadline and checkpoints.")
+    policy: Policy = choice(Policy(), "Restart budgets, deadline, checkpoints and health.")
     suspend: bool = choice(False, "Hold the job: nothing starts, what runs commits and stops.")
 
     @model_validator(mode="after")

@@ -22,14 +22,26 @@ class CheckpointPolicy(Section):
     keep: int = paper(3, "Newest checkpoints kept.", "code config", ge=1)
 
 
+class HealthPolicy(Section):
+    """When a model is too ill to be trained on."""
+
+    max_skipped_streak: int = choice(
+        2,
+        "Steps in a row that may be skipped because loss or gradients are not finite; a longer streak ends the job. "
+        "DINOv3 (code) tolerates as many.",
+        ge=0,
+    )
+
+
 class Policy(Section):
-    """Budgets and checkpoints."""
+    """Budgets, checkpoints and health."""
 
     retries: Retries = choice(Retries(), "Restart budgets.")
     deadline: Duration | None = choice(
         None, "Longest time from start to end over all attempts, without suspended time."
     )
     checkpoint: CheckpointPolicy = choice(CheckpointPolicy(), "Checkpoints.")
+    health: HealthPolicy = choice(HealthPolicy(), "Signals of health, and steps that fail.")
 
 
 class KnnSettings(Section):

@@ -35,10 +35,10 @@ def train(attempt: Attempt, context: Context, recipe: Recipe, learner: Learner, 
         check_labelled(knn_data(attempt.spec.gate))  # now, not after the last step
     engine = make_engine(attempt, context, recipe, learner)
     ledger = Ledger(attempt.storage.child(CHECKPOINTS))
-    start = _resume(attempt, context, ledger, engine)
+    start, skipped = _resume(attempt, context, ledger, engine)
     data = open_data(recipe, attempt.spec.seed)
     result = _run_loop(
-        attempt, context, recipe, engine, ledger, data, start, learner.student.backbone.config.patch_size
+        attempt, context, recipe, engine, ledger, data, start, skipped, learner.student.backbone.config.patch_size
     )
     if not result.stopped:
         finish(attempt, context, recipe, engine, learner, result, data_hash=data.hash, image_size=image_size)
@@ -52,15 +52,16 @@ def make_engine(attempt: Attempt, context: Context, recipe: Recipe, learner: Lea
     return build_engine(attempt.spec.compute, learner, groups, recipe.optimizer, context)
 
 
-def _resume(attempt: Attempt, context: Context, ledger: Ledger, engine: Engine) -> int:
+def _resume(attempt: Attempt, context: Context, ledger: Ledger, engine: Engine) -> tuple[int, int]:
+    """Steps done, and how many of them were skipped."""
     if context.rank == 0:
         ledger.begin(attempt.number)
         ledger.collect_orphans(attempt.number)
     head = _agreed_head(attempt, context, ledger)
     if head is None:
-        return 0
-    engine.load(Checkpoint(ledger.storage, head).read, head.step)
-    return head.step
+        return 0, 0
+    engine.load(Checkpoint(ledger.storage, head).read, head.step - head.skipped)
+    return head.step, head.skipped
 
 
 def _agreed_head(attempt: Attempt, context: Context, ledger: Ledger) -> Commit | None:
@@ -87,6 +88,7 @@ def _run_loop(
     ledger: Ledger,
     data: Data,
     start: int,
+    skipped: int,
     patch_size: int,
 ) -> LoopResult:
     policy, spec = attempt.spec.policy.checkpoint, attempt.spec
@@ -100,6 +102,7 @@ def _run_loop(
         log_every=recipe.log_every,
         clip_norm=recipe.optimizer.clip_norm,
         seed=spec.seed,
+        max_skipped_streak=spec.policy.health.max_skipped_streak,
     )
     schedules = RecipeSchedules(
         recipe.schedules, steps=recipe.steps, global_batch=recipe.global_batch, gram=recipe.losses.gram
@@ -109,7 +112,8 @@ def _run_loop(
     spool = Spool(attempt.spool, attempt=attempt.number) if context.rank == 0 else None
     try:
         inputs = _inputs(recipe, engine.device)
-        loop = Loop(context, engine, schedules, writer, settings, inputs=inputs, record=_recorder(spool))
+        record = _recorder(spool)
+        loop = Loop(context, engine, schedules, writer, settings, inputs=inputs, record=record, skipped=skipped)
         return loop.run(iter(loader), start)
     finally:
         writer.close()

@@ -125,16 +125,16 @@ class LedgerWriter:
         self.copy_s = 0.0
         self.wait_s = 0.0
 
-    def save(self, step: int, slices: list[Slice]) -> None:
+    def save(self, step: int, slices: list[Slice], *, skipped: int = 0) -> None:
         """Snapshots this rank's slices for ``step``. Waits first if the last checkpoint is not written yet
-        (``wait_s`` tells how long), and raises what went wrong with it.
+        (``wait_s`` tells how long), and raises what went wrong with it. ``skipped`` of the steps took no effect.
         """
         began = time.monotonic()
         self.wait()
         copied = time.monotonic()
         snapshot = self._buffer.take(slices)
         self.wait_s, self.copy_s = copied - began, time.monotonic() - copied
-        self._pending = self._pool.submit(self._write, step, snapshot)
+        self._pending = self._pool.submit(self._write, step, snapshot, skipped)
 
     def wait(self) -> None:
         """Returns when everything saved so far is committed; raises what went wrong."""
@@ -146,25 +146,25 @@ class LedgerWriter:
         """Ends the background thread; ``wait`` first to be sure of the last checkpoint."""
         self._pool.shutdown(wait=True)
 
-    def _write(self, step: int, snapshot: Snapshot) -> None:
+    def _write(self, step: int, snapshot: Snapshot, skipped: int) -> None:
         prefix = f"{step_name(step)}/a{self._me.attempt:04d}/rank-{self._me.rank:05d}"
         pieces = snapshot.write_out(f"{prefix}.bin")
         self._ledger.storage.write_chunks(f"{prefix}.bin", snapshot.chunks())
         self._ledger.storage.write(f"{prefix}.json", pieces_to_json(pieces))
         if self._me.rank == 0:
-            self._commit(step)
+            self._commit(step, skipped)
             self._retain()
         else:
             self._await_commit(step)
 
-    def _commit(self, step: int) -> None:
+    def _commit(self, step: int, skipped: int) -> None:
         storage, me = self._ledger.storage, self._me
         prefix = f"{step_name(step)}/a{me.attempt:04d}/"
         wanted = [f"{prefix}rank-{rank:05d}.json" for rank in range(me.world)]
         self._poll(lambda: set(wanted) <= set(storage.list(prefix)), f"slices of all {me.world} ranks for step {step}")
         manifests = {key: int(google_crc32c.value(storage.read(key))) for key in wanted}
         commit = Commit(
-            step, me.attempt, me.world, me.spec_hash, me.run_id, me.seed, time.time(), manifests, me.versions
+            step, me.attempt, me.world, me.spec_hash, me.run_id, me.seed, time.time(), manifests, me.versions, skipped
         )
         self._ledger.check_fence(me.attempt)
         if self._ledger.create(commit):

@@ -1,12 +1,13 @@
 """The training loop. It knows neither Ray nor any engine nor any stage (design §5).
 
-    schedules -> forward (teacher targets, student, losses) -> backward -> clip -> optimizer -> average
+    schedules -> forward (teacher targets, student, losses) -> backward -> clip -> guard -> optimizer -> average
 
+A step whose loss or gradients are not finite is skipped on the device; the host learns of it at the end of an interval.
 A step's randomness is keyed by (seed, step), so a run that resumes from a checkpoint of step t does what the
 uninterrupted one would have done from t on.
 """
 
-import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from dinoctl.spec.errors import UserError
 from dinoctl.training.context import Context
 from dinoctl.training.engines.base import Engine
 from dinoctl.training.groups import apply
+from dinoctl.training.guard import Skips, StepGuard
 from dinoctl.training.ledger import LedgerWriter
 from dinoctl.training.meter import Meter, Pace
 from dinoctl.training.schedules import RecipeSchedules, StepValues
@@ -36,6 +38,7 @@ class LoopSettings:
     log_every: int
     clip_norm: float
     seed: int
+    max_skipped_streak: int = 2
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ Inputs = Callable[[Batch], tuple[Tensor | None, ...]]
 
 
 class DivergedError(UserError):
-    """The loss or a gradient is no longer finite."""
+    """Loss or gradients were not finite for too many steps in a row."""
 
 
 class Loop:
@@ -70,10 +73,16 @@ class Loop:
         *,
         inputs: Inputs,
         record: MetricSink,
+        explain: Callable[[int], str] = lambda _: "",
+        skipped: int = 0,
     ) -> None:
+        """``explain`` says why a step (counted from 0) was skipped; it is called on all ranks together.
+        ``skipped``: how many steps the job had skipped before.
+        """
         self._context, self._engine, self._schedules = context, engine, schedules
         self._writer, self._settings = writer, settings
-        self._inputs, self._record = inputs, record
+        self._inputs, self._record, self._explain = inputs, record, explain
+        self._guard, self._skipped, self._warning = StepGuard(engine.device, skipped), skipped, ""
         self._meter, self._pace = Meter(), Pace(settings.global_batch)
         self._committed = 0
         self._loss: float | None = None
@@ -83,7 +92,7 @@ class Loop:
         """Steps from ``start`` (the number of steps already done) to the end or to a stop.
 
         Raises:
-            DivergedError: loss or gradients were not finite at the end of an interval; nothing of it is committed.
+            DivergedError: too many steps in a row were skipped. What is committed is finite all the same.
         """
         self._committed = start
         settings, step, stopped = self._settings, start, False
@@ -99,7 +108,7 @@ class Loop:
             if save or step % settings.log_every == 0 or step == start + 1:
                 self._log(step)
             if save:
-                self._writer.save(step, self._engine.slices())
+                self._writer.save(step, self._engine.slices(), skipped=self._skipped)
                 self._committed = step
         self._writer.wait()
         self._report(step)
@@ -110,26 +119,24 @@ class Loop:
         apply(engine.groups, values)
         if values.refresh_gram:
             engine.copy("teacher.backbone.", "gram.")
-        seed = (self._settings.seed * 1_000_003 + step) * 65_537 + engine.rank
+        seed = step_seed(self._settings.seed, step, engine.rank)
         loss, metrics = engine.forward(*self._inputs(batch), values.teacher_temperature, seed, values.gram_weight)
         engine.backward(loss)
         norms = engine.clip(self._settings.clip_norm)
-        engine.step()
-        engine.average(values.momentum)
-        self._meter.add({**metrics, **{f"grad_norm/{name}": norm for name, norm in norms.items()}})
+        skip = self._guard.check(loss, norms, step)
+        engine.step(skip)
+        engine.average(values.momentum, skip)
+        self._meter.add({**metrics, **{f"grad_norm/{name}": norm for name, norm in norms.items()}}, skip)
 
     def _log(self, step: int) -> None:
-        metrics = self._meter.take()
+        metrics, skips = self._meter.take(), self._guard.take()
         self._pace.mark(step)
-        self._loss = metrics["loss"]
-        broken = [name for name, value in metrics.items() if not math.isfinite(value)]
-        # A gradient that is not finite has spoilt the weights already, although the loss is the one before.
-        if any(name == "loss" or name.startswith("grad_norm/") for name in broken):
-            raise DivergedError(
-                f"the loss is {self._loss} at step {step} (not finite: {', '.join(broken)}); the last checkpoint is of "
-                f"step {self._committed}; lower schedules.learningRate.base or lengthen warmupSteps"
-            )
+        self._loss = metrics.get("loss", self._loss)
+        self._skipped = skips.total
+        if skips.longest:
+            self._tell(skips)
         if self._context.rank == 0:
+            metrics |= {"health/skipped_steps": skips.total}
             metrics |= _rates(self._schedules.at(step - 1))
             metrics |= {"images_per_s": self._pace.images_per_s, "data_wait_s": self._wait_s}
             metrics |= {"checkpoint/copy_s": self._writer.copy_s, "checkpoint/wait_s": self._writer.wait_s}
@@ -137,11 +144,37 @@ class Loop:
             self._report(step)
         self._wait_s = 0.0
 
+    def _tell(self, skips: Skips) -> None:
+        """What is known of the steps skipped in this interval. Collective: explaining repeats a step.
+
+        Raises:
+            DivergedError: there were too many of them in a row.
+        """
+        reason = self._explain(skips.first)
+        reason = f" ({reason})" if reason else ""
+        if skips.longest > self._settings.max_skipped_streak:
+            raise DivergedError(
+                f"{skips.longest} steps in a row had a loss or gradients that are not finite, the first of them step "
+                f"{skips.first}{reason}; they were skipped, and the last checkpoint, of step {self._committed}, is "
+                "finite; lower schedules.learningRate.base, lengthen warmupSteps, or raise "
+                f"policy.health.maxSkippedStreak ({self._settings.max_skipped_streak})"
+            )
+        what = f"step {skips.first} was skipped, loss or gradients were not finite{reason}"
+        self._warning = f"{what}; {skips.total} in all"
+        if self._context.rank == 0:
+            sys.stderr.write(f"{self._warning}\n")
+
     def _report(self, step: int) -> None:
         if self._context.rank == 0:
             eta = self._pace.eta_s(self._settings.steps - step)
-            progress = Progress(step, self._settings.steps, self._pace.images_per_s, eta, self._committed, self._loss)
+            pace, steps = self._pace.images_per_s, self._settings.steps
+            progress = Progress(step, steps, pace, eta, self._committed, self._loss, warning=self._warning)
             self._context.report(progress)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """What keys stochastic depth: each rank drops among its own samples."""
+    return (seed * 1_000_003 + step) * 65_537 + rank
 
 
 def _rates(values: StepValues) -> dict[str, float]:

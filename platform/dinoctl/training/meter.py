@@ -1,6 +1,7 @@
 """Metrics that stay on the device until somebody asks, and a clock that counts only steps."""
 
 import time
+from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
@@ -11,25 +12,35 @@ class Meter:
     """Sums 0-dim metrics on the device; ``take`` brings the means over steps and ranks to the host in one copy."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        self._names: tuple[str, ...] = ()
+        self._sums: Tensor | None = None  # one a name, and last the number of steps
 
-    def add(self, metrics: dict[str, Tensor]) -> None:
-        """Adds one step's metrics; no host synchronisation."""
-        for name, value in metrics.items():
-            held = self._sums.get(name)
-            self._sums[name] = value.detach().float() if held is None else held + value.detach()
-        self._count += 1
+    def add(self, metrics: Mapping[str, Tensor], skip: Tensor | None = None) -> None:
+        """Adds one step's metrics; no host synchronisation. A step whose ``skip`` is 1 does not enter the means.
+
+        Raises ValueError when the names are not those of the steps before.
+        """
+        values = torch.stack([value.detach().float() for value in metrics.values()])
+        values = torch.cat([values, values.new_ones(1)])
+        if skip is not None:
+            values = torch.where(skip > 0, torch.zeros_like(values), values)  # a product would keep what is no number
+        if self._sums is None:
+            self._names, self._sums = tuple(metrics), values
+        elif self._names != tuple(metrics):
+            raise ValueError(f"metrics changed within an interval: {sorted(set(self._names) ^ set(metrics))}")
+        else:
+            self._sums += values
 
     def take(self) -> dict[str, float]:
-        """Means since the last call; collective (all ranks must have added the same names)."""
-        names = sorted(self._sums)
-        sums = torch.stack([self._sums[name] for name in names]) / max(1, self._count)
+        """Means since the last call, nothing if all steps were skipped; collective, with the same names everywhere."""
+        if self._sums is None:
+            return {}
+        names, sums = self._names, self._sums
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(sums)
-            sums /= dist.get_world_size()
-        self._sums, self._count = {}, 0
-        return dict(zip(names, sums.tolist(), strict=True))
+        self._sums = None
+        *totals, count = sums.tolist()
+        return {name: total / count for name, total in sorted(zip(names, totals, strict=True))} if count else {}
 
 
 class Pace:

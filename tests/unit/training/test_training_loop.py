@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,20 +17,23 @@ from dinoctl.data.batch import Batch
 from dinoctl.data.local import LocalStorage
 from dinoctl.handover.ledger import Ledger
 from dinoctl.handover.progress import Progress
+from dinoctl.objective import SoftmaxCenter
 from dinoctl.spec.recipe import LearningRate, Losses, Optimizer, Schedules, TeacherTemperature
 from dinoctl.training.context import ProcessContext
 from dinoctl.training.engines.ddp import DdpEngine
 from dinoctl.training.groups import parameter_groups
+from dinoctl.training.guard import Skips, StepGuard
 from dinoctl.training.learner import pretraining_learner
 from dinoctl.training.ledger import Checkpoint, LedgerWriter, WriterIdentity
 from dinoctl.training.loop import DivergedError, Loop, LoopResult, LoopSettings
 from dinoctl.training.schedules import RecipeSchedules
 
 STEPS, BATCH = 12, 2
+CLS = "student.backbone.cls_token"
 PARTS = {"loss", "dino_global", "dino_local", "ibot", "koleo", "target_entropy", "prototype_usage", "feature_std"}
 NORMS = {f"grad_norm/student.{module}" for module in ("backbone", "dino_head", "ibot_head")}
 RATES = {f"schedule/{name}" for name in ("learning_rate", "weight_decay", "momentum", "teacher_temperature")}
-CLOCKS = {"images_per_s", "data_wait_s", "checkpoint/copy_s", "checkpoint/wait_s"}
+CLOCKS = {"health/skipped_steps", "images_per_s", "data_wait_s", "checkpoint/copy_s", "checkpoint/wait_s"}
 SCHEDULES = Schedules(
     learning_rate=LearningRate(base=1e-3, scaling="none", warmup_steps=2),
     teacher_temperature=TeacherTemperature(warmup_steps=2),
@@ -40,16 +43,17 @@ SCHEDULES = Schedules(
 
 def engine(cls: type[DdpEngine] = DdpEngine) -> DdpEngine:
     learner = pretraining_learner(network(drop_path=0.3), Losses())
-    optimizer = torch.optim.AdamW(parameter_groups(learner.named_parameters(), depth=2, optimizer=Optimizer()))
+    groups = parameter_groups(learner.named_parameters(), depth=2, optimizer=Optimizer())
+    optimizer = torch.optim.AdamW(groups, fused=True)
     return cls(learner, optimizer, precision="fp32", device=torch.device("cpu"))
 
 
-def batches(start: int, broken: int = -1) -> Iterator[Batch]:
-    """The same batch for a step wherever it starts; that of step ``broken`` is not a number."""
+def batches(start: int, broken: Container[int] = ()) -> Iterator[Batch]:
+    """The same batch for a step wherever it starts; those of the steps ``broken`` have a pixel that is infinite."""
     for step in range(start, 10**9):
         made = batch(BATCH, seed=step)
-        if step == broken:
-            made["global_crops"][0] = math.nan
+        if step in broken:
+            made["global_crops"][0, 0, 0, 0] = math.inf
         names = ("global_crops", "local_crops", "masks", "mask_indices", "mask_weights")
         yield Batch(step, torch.arange(BATCH), **{name: made[name] for name in names})
 
@@ -68,13 +72,15 @@ class Run:
     every: int = 4
     log_every: int = 2
     stop_at: int = -1
-    broken: int = -1
+    broken: Container[int] = ()
+    tolerated: int = 2
     steps: int = STEPS
     schedules: RecipeSchedules = field(
         default_factory=lambda: RecipeSchedules(SCHEDULES, steps=STEPS, global_batch=BATCH)
     )
     recorded: dict[int, dict[str, float]] = field(default_factory=dict)
     reports: list[Progress] = field(default_factory=list)
+    skipped: int = 0
 
     @property
     def ledger(self) -> Ledger:
@@ -84,7 +90,7 @@ class Run:
         start = self._resume()
         stop = self.root / f"stop-{self.number}"
         context = ProcessContext(torch.device("cpu"), stop, sink=self.reports.append)
-        settings = LoopSettings(self.steps, BATCH, self.every, self.log_every, clip_norm=3.0, seed=1)
+        settings = LoopSettings(self.steps, BATCH, self.every, self.log_every, 3.0, 1, self.tolerated)
         identity = WriterIdentity(self.number, 0, 1, "spec", "run", 1, {})
         writer = LedgerWriter(self.ledger, identity, keep=9)
 
@@ -93,7 +99,9 @@ class Run:
             if step >= self.stop_at >= 0:
                 stop.touch()
 
-        loop = Loop(context, self.engine, self.schedules, writer, settings, inputs=inputs, record=record)
+        loop = Loop(
+            context, self.engine, self.schedules, writer, settings, inputs=inputs, record=record, skipped=self.skipped
+        )
         try:
             return loop.run(batches(start, self.broken), start)
         finally:
@@ -104,7 +112,8 @@ class Run:
         head = self.ledger.head("spec")
         if head is None:
             return 0
-        self.engine.load(Checkpoint(self.ledger.storage, head).read, head.step)
+        self.skipped = head.skipped
+        self.engine.load(Checkpoint(self.ledger.storage, head).read, head.step - head.skipped)
         return head.step
 
     def state(self) -> dict[tuple[str, str], Tensor]:
@@ -199,19 +208,107 @@ def test_a_finished_run_has_nothing_left_to_do(undisturbed: Run) -> None:
     assert all(torch.equal(value, undisturbed.state()[name]) for name, value in again.state().items())
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_committed(tmp_path: Path) -> None:
-    run = Run(tmp_path, broken=6)
+class Omitting(DdpEngine):
+    """Does not update in step ``omitted`` at all: what a skipped step must equal."""
+
+    omitted, calls, averages = -1, 0, 0
+
+    def step(self, skip: Tensor | None = None) -> None:
+        self.calls += 1
+        if self.calls - 1 == self.omitted:
+            self._optimizer.zero_grad(set_to_none=True)
+        else:
+            super().step(skip)
+
+    def average(self, momentum: float, skip: Tensor | None = None) -> None:
+        self.averages += 1
+        if self.averages - 1 != self.omitted:
+            super().average(momentum, skip)
+
+
+def assert_same(found: dict[tuple[str, str], Tensor], wanted: dict[tuple[str, str], Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
+
+
+def optimizer_steps(run: Run) -> set[float]:
+    return {float(state["step"]) for state in run.engine._optimizer.state.values()}
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_leaves_no_trace(undisturbed: Run, tmp_path: Path) -> None:
+    run, omitting = Run(tmp_path / "skipped", broken={6}), engine(Omitting)
+    omitting.omitted = 6
+    wanted = Run(tmp_path / "omitted", engine=omitting)
+    assert run.go().step == wanted.go().step == STEPS
+    assert_same(run.state(), wanted.state())
+    assert not torch.equal(run.state()["param", CLS], undisturbed.state()["param", CLS])
+    assert optimizer_steps(run) == {STEPS - 1}
+    assert [run.ledger.commit(step).skipped for step in run.ledger.steps()] == [0, 1, 1]  # type: ignore[union-attr]
+
+
+def test_a_skipped_step_is_told_and_does_not_enter_the_means(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path, broken={6})
+    run.go()
+    assert {step: metrics["health/skipped_steps"] for step, metrics in run.recorded.items()} == {
+        **dict.fromkeys((1, 2, 4, 6), 0),
+        **dict.fromkeys((8, 10, 12), 1),
+    }
+    assert all(math.isfinite(value) for metrics in run.recorded.values() for value in metrics.values())
+    assert "step 6 was skipped" in capsys.readouterr().err
+    assert ["step 6 was skipped" in report.warning for report in run.reports] == [False] * 4 + [True] * 4
+    assert all(report.eta_s for report in run.reports[1:-2]), "a skipped step takes its time like any other"
+
+
+def test_an_interval_without_any_good_step_has_no_means(tmp_path: Path) -> None:
+    run = Run(tmp_path, broken={6, 7})
+    run.go()
+    assert set(run.recorded[8]) == RATES | CLOCKS
+    assert run.reports[4].loss == run.recorded[6]["loss"]
+
+
+def test_a_run_that_goes_on_after_a_skipped_step_is_the_same(tmp_path: Path) -> None:
+    whole = Run(tmp_path / "whole", broken={2}, log_every=1)
+    whole.go()
+    Run(tmp_path / "parts", broken={2}, log_every=1, stop_at=4).go()
+    again = Run(tmp_path / "parts", number=2, log_every=1)
+    again.go()
+    assert_same(again.state(), whole.state())
+    assert again.recorded[STEPS]["health/skipped_steps"] == 1
+    assert optimizer_steps(again) == {STEPS - 1}
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_run(tmp_path: Path) -> None:
+    run = Run(tmp_path, broken={5, 6, 7})
     with pytest.raises(DivergedError) as caught:
         run.go()
     text = str(caught.value)
-    assert text.startswith("the loss is nan at step 8 (not finite: ")
-    assert {"loss", "dino_global", "feature_std", "grad_norm/student.backbone"} <= set(
-        text.split("not finite: ")[1].split(")")[0].split(", ")
-    )
-    assert "the last checkpoint is of step 4" in text
-    assert "schedules.learningRate.base" in text
+    assert text.startswith("3 steps in a row had a loss or gradients that are not finite, the first of them step 5")
+    assert "the last checkpoint, of step 4, is finite" in text
+    assert "policy.health.maxSkippedStreak (2)" in text
     assert run.ledger.steps() == [4]
-    assert max(run.recorded) == 6, "what is not finite is an error, not a metric"
+    assert all(value.isfinite().all() for value in run.state().values())
+
+
+def test_the_tolerated_streak_is_the_users(tmp_path: Path) -> None:
+    run = Run(tmp_path, broken={4, 5, 6, 7}, tolerated=4)
+    assert run.go().step == STEPS
+    assert run.recorded[STEPS]["health/skipped_steps"] == 4
+    with pytest.raises(DivergedError, match="1 steps in a row"):
+        Run(tmp_path / "none", broken={3}, tolerated=0).go()
+
+
+def test_streaks_across_looks() -> None:
+    """first, longest, streak and total, looked at after every two steps; 1 is a step that is not finite."""
+    guard, seen = StepGuard(torch.device("cpu"), skipped=5), []
+    for step, bad in enumerate([0, 1, 1, 0, 0, 0, 1, 0, 1, 1]):
+        loss = torch.tensor(math.nan if bad else 1.0)
+        assert guard.check(loss, {"head": torch.ones(())}, step) == bad
+        if step % 2:
+            seen.append(guard.take())
+    assert seen == [Skips(6, 1, 1, 1), Skips(7, 0, 2, 1), Skips(7, 0, 0, 1), Skips(8, 0, 1, 6), Skips(10, 2, 2, 8)]
+    assert guard.check(torch.ones(()), {"head": torch.tensor(math.inf)}, 10) == 1
 
 
 class Overflowing(DdpEngine):
@@ -228,15 +325,26 @@ class Overflowing(DdpEngine):
         return super().clip(max_norm)
 
 
-def test_weights_that_a_gradient_has_spoilt_are_not_committed(tmp_path: Path) -> None:
-    run = Run(tmp_path, engine=engine(Overflowing))
-    with pytest.raises(DivergedError, match=r"at step 4 \(not finite: grad_norm/student.backbone\)"):
-        run.go()
-    assert run.ledger.steps() == []
+def test_gradients_that_are_not_finite_are_skipped_although_the_loss_is(tmp_path: Path) -> None:
+    omitting = engine(Omitting)
+    omitting.omitted = 3
+    wanted, run = Run(tmp_path / "omitted", engine=omitting), Run(tmp_path / "overflow", engine=engine(Overflowing))
+    wanted.go()
+    run.go()
+    assert_same(run.state(), wanted.state())
+
+
+def test_a_center_takes_no_values_that_are_not_finite() -> None:
+    center = SoftmaxCenter(3)
+    center.update(torch.tensor([[1.0, 2.0, 3.0]]))
+    kept = center.center.clone()
+    center.update(torch.tensor([[1.0, math.inf, 3.0]]))
+    center.update(torch.tensor([[1.0, math.nan, 3.0]]))
+    assert torch.equal(center.center, kept)
 
 
 def test_an_error_of_the_data_comes_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(start: int, broken: int) -> Iterator[Batch]:
+    def failing(start: int, broken: Container[int]) -> Iterator[Batch]:
         yield from itertools.islice(endless(start, broken), 5)
         raise OSError("the shard is gone")
 

@@ -35,7 +35,9 @@ class Slice:
 class Engine(Protocol):
     """One training process's share of the learner.
 
-    A step: rates written to ``groups``, then ``forward``, ``backward``, ``clip``, ``step``, ``average``.
+    A step: rates written to ``groups``, then ``forward``, ``backward``, ``clip``, ``step``, ``average``. ``skip`` of
+    the last two is a 0-dim fp32 tensor on the device, equal on all ranks: where it is 1 the step leaves no trace,
+    whatever the gradients hold (no master, moment, step counter or average changes), and nobody waits for the device.
     Every rank makes the same calls in the same order.
     """
 
@@ -59,10 +61,10 @@ class Engine(Protocol):
         Returns the norms before clipping, 0-dim tensors on the device: name -> norm. No host synchronisation.
         """
 
-    def step(self) -> None:
-        """AdamW on fp32 masters; clears gradients."""
+    def step(self, skip: Tensor | None = None) -> None:
+        """AdamW on fp32 masters; clears gradients, also of a step that is skipped."""
 
-    def average(self, momentum: float) -> None:
+    def average(self, momentum: float, skip: Tensor | None = None) -> None:
         """teacher <- momentum * teacher + (1 - momentum) * student, from fp32 masters."""
 
     def copy(self, source: str, target: str) -> None:
@@ -86,6 +88,23 @@ class Engine(Protocol):
 def gram_parameters(learner: nn.Module) -> dict[str, Any]:
     """The parameters of the Gram teacher by name; none where the learner has no such teacher."""
     return {name: p for name, p in learner.named_parameters() if name.startswith("gram.")}
+
+
+def follow_(averaged: list[Tensor], followed: list[Tensor], momentum: float, skip: Tensor | None) -> None:
+    """Moves ``averaged`` by 1 - momentum towards ``followed``, in place; by nothing where ``skip`` is 1."""
+    if skip is None:
+        torch._foreach_lerp_(averaged, followed, 1.0 - momentum)
+    else:
+        weight = (1.0 - momentum) * (1.0 - skip)
+        torch._foreach_lerp_(averaged, followed, [weight] * len(averaged))
+
+
+def skip_next(optimizer: torch.optim.Optimizer, skip: Tensor | None) -> None:
+    """Has a fused optimizer's next step leave parameters, moments and counters alone where ``skip`` is 1.
+
+    ``found_inf`` is how torch's gradient scaler tells an optimizer; without it the step is an ordinary one.
+    """
+    optimizer.found_inf = skip  # type: ignore[attr-defined]
 
 
 def averaged_pairs(learner: nn.Module) -> list[tuple[str, Any, Any]]:

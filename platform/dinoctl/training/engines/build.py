@@ -16,7 +16,8 @@ def build_engine(
 ) -> Engine:
     """The engine that ``compute.engine`` names, with AdamW over ``groups``. Collective."""
     learner = learner.to(context.device)
-    adamw = torch.optim.AdamW(groups, lr=0.0, betas=optimizer.betas, eps=optimizer.eps)
+    # The fused kernels leave everything alone where `found_inf` says so, without a question to the device.
+    adamw = torch.optim.AdamW(groups, lr=0.0, betas=optimizer.betas, eps=optimizer.eps, fused=True)
     if compute.engine.name == "deepspeed":
         from dinoctl.training.engines.deepspeed import DeepSpeedEngine
 

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dinoctl.training.clipping import clip_
-from dinoctl.training.engines.base import Kind, ReadSlice, Slice, averaged_pairs, gram_parameters
+from dinoctl.training.engines.base import Kind, ReadSlice, Slice, averaged_pairs, follow_, gram_parameters, skip_next
 
 _MOMENTS: tuple[tuple[Kind, str], ...] = (("adam_m", "exp_avg"), ("adam_v", "exp_avg_sq"))
 
@@ -29,7 +29,7 @@ class DdpEngine:
         self._module = learner if self.world == 1 else _parallel(learner, device)
         for p in self._trained.values():
             zeros = torch.zeros_like
-            optimizer.state[p] = {"step": torch.zeros(()), "exp_avg": zeros(p), "exp_avg_sq": zeros(p)}
+            optimizer.state[p] = {"step": torch.zeros((), device=p.device), "exp_avg": zeros(p), "exp_avg_sq": zeros(p)}
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -46,14 +46,15 @@ class DdpEngine:
     def clip(self, max_norm: float) -> dict[str, Tensor]:
         return clip_([(name, p.grad) for name, p in self._trained.items() if p.grad is not None], max_norm)
 
-    def step(self) -> None:
+    def step(self, skip: Tensor | None = None) -> None:
+        skip_next(self._optimizer, skip)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()
-    def average(self, momentum: float) -> None:
+    def average(self, momentum: float, skip: Tensor | None = None) -> None:
         averaged = [teacher for _, teacher, _ in self._pairs]
-        torch._foreach_lerp_(averaged, [student for _, _, student in self._pairs], 1.0 - momentum)
+        follow_(averaged, [student for _, _, student in self._pairs], momentum, skip)
 
     @torch.no_grad()
     def copy(self, source: str, target: str) -> None:

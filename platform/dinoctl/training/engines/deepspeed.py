@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dinoctl.training.clipping import clip_
-from dinoctl.training.engines.base import Kind, ReadSlice, Slice, averaged_pairs, gram_parameters
+from dinoctl.training.engines.base import Kind, ReadSlice, Slice, averaged_pairs, follow_, gram_parameters, skip_next
 
 ZeroParameter = Any  # a torch Parameter with what ZeRO-3 adds: ds_tensor, ds_shape, ds_numel, partition, all_gather
 _MOMENTS: tuple[tuple[Kind, str], ...] = (("adam_m", "exp_avg"), ("adam_v", "exp_avg_sq"))
@@ -66,11 +66,12 @@ class DeepSpeedEngine:
         gradients = [(name, _live(self._gradient(p), p, self.rank)) for name, p in self._trained.items()]
         return clip_(gradients, max_norm, reduce=_sum_over_ranks)
 
-    def step(self) -> None:
+    def step(self, skip: Tensor | None = None) -> None:
+        skip_next(self._zero.optimizer, skip)
         self._engine.step()
 
-    def average(self, momentum: float) -> None:
-        torch._foreach_lerp_(self._average, self._masters, 1.0 - momentum)
+    def average(self, momentum: float, skip: Tensor | None = None) -> None:
+        follow_(self._average, self._masters, momentum, skip)
         self._publish()
 
     def copy(self, source: str, target: str) -> None:
@@ -151,8 +152,8 @@ def _without_runtime_compiler(deepspeed: Any) -> None:
 def _materialise_moments(optimizer: torch.optim.Optimizer, flats: list[Tensor]) -> None:
     """AdamW makes its moments at the first step; a checkpoint must be able to fill them before."""
     for flat in flats:
-        zeros = torch.zeros_like
-        optimizer.state[flat] = {"step": torch.zeros(()), "exp_avg": zeros(flat), "exp_avg_sq": zeros(flat)}
+        zeros, step = torch.zeros_like, torch.zeros((), device=flat.device)
+        optimizer.state[flat] = {"step": step, "exp_avg": zeros(flat), "exp_avg_sq": zeros(flat)}
 
 
 @torch.no_grad()
