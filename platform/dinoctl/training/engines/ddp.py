@@ -17,16 +17,22 @@ class DdpEngine:
     """fp32 parameters everywhere; with bf16, compute is autocast. Ranks share the writing of checkpoints evenly."""
 
     def __init__(
-        self, learner: nn.Module, optimizer: torch.optim.Optimizer, *, precision: str, device: torch.device
+        self,
+        learner: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        precision: str,
+        device: torch.device,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         alone = not dist.is_initialized()
-        self.rank, self.world = (0, 1) if alone else (dist.get_rank(), dist.get_world_size())
+        self.rank, self.world = (0, 1) if alone else (dist.get_rank(group), dist.get_world_size(group))
         self.device, self._optimizer, self._bf16 = device, optimizer, precision == "bf16"
         self._trained = {name: p for name, p in learner.named_parameters() if p.requires_grad}
         self._pairs = averaged_pairs(learner)
         self._gram = gram_parameters(learner)
         self._buffers = dict(learner.named_buffers())
-        self._module = learner if self.world == 1 else _parallel(learner, device)
+        self._module = learner if self.world == 1 else _parallel(learner, device, group)
         for p in self._trained.values():
             zeros = torch.zeros_like
             optimizer.state[p] = {"step": torch.zeros((), device=p.device), "exp_avg": zeros(p), "exp_avg_sq": zeros(p)}
@@ -103,8 +109,8 @@ class DdpEngine:
         flat.copy_(read(Slice(name, kind, tuple(tensor.shape), 0, flat)))
 
 
-def _parallel(learner: nn.Module, device: torch.device) -> nn.Module:
+def _parallel(learner: nn.Module, device: torch.device, group: dist.ProcessGroup | None) -> nn.Module:
     ids = [device.index] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(
-        learner, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        learner, device_ids=ids, process_group=group, broadcast_buffers=False, gradient_as_bucket_view=True
     )

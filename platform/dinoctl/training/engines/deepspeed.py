@@ -39,6 +39,8 @@ class DeepSpeedEngine:
         self._autocast = partial(torch.autocast, dtype=torch.bfloat16, enabled=precision == "bf16")
         self.device = torch.device(self._engine.device)
         self._zero = self._engine.optimizer
+        # DeepSpeed takes the norm of all gradients on the host and leaves steps out by itself: both are ours to decide.
+        self._zero._get_norm_groups = lambda: [torch.ones(())]
         _materialise_moments(self._zero.optimizer, self._zero.fp32_partitioned_groups_flat)
         self._trained: dict[str, ZeroParameter] = {name: p for name, p in learner.named_parameters() if p.requires_grad}
         self._pairs = averaged_pairs(learner)
