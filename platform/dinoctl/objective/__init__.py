@@ -7,6 +7,7 @@ in the targets (Sinkhorn-Knopp and centering) and in grouped KoLeo; every other 
 from dinoctl.objective.centering import SinkhornKnopp, SoftmaxCenter
 from dinoctl.objective.cross_entropy import soft_cross_entropy
 from dinoctl.objective.dino import dino_global_loss, dino_local_loss, dino_pairs
+from dinoctl.objective.features import feature_distance, view_distance
 from dinoctl.objective.gram import gram_loss
 from dinoctl.objective.ibot import ibot_loss
 from dinoctl.objective.indicators import feature_std, prototype_usage, target_entropy
@@ -22,6 +23,7 @@ __all__ = [
     "dino_global_loss",
     "dino_local_loss",
     "dino_pairs",
+    "feature_distance",
     "feature_std",
     "gram_loss",
     "grouped_koleo_loss",
@@ -31,4 +33,5 @@ __all__ = [
     "sinkhorn_knopp",
     "soft_cross_entropy",
     "target_entropy",
+    "view_distance",
 ]

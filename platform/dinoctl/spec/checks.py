@@ -32,8 +32,10 @@ def check(spec: JobSpec, others: Mapping[str, JobSpec]) -> Iterator[Finding]:
         yield from _gram(stage, stage.losses.gram, (*path, "losses", "gram"))
     if isinstance(stage, HighRes):
         yield from _highres(stage, trained_parent(stage.parent, others), path)
-    if isinstance(stage, Distill) and (teacher := trained_parent(stage.teacher, others)) is not None:
-        yield from _teacher(stage, teacher, path)
+    if isinstance(stage, Distill):
+        yield from _heads_of(stage, path)
+        if (teacher := trained_parent(stage.teacher, others)) is not None:
+            yield from _teacher(stage, teacher, path)
     if spec.gate is not None:
         yield from _knn(spec.gate.knn, stage.model, ("spec", "gate", "knn"))
 
@@ -61,6 +63,8 @@ def _highres(stage: HighRes, parent: Trained | None, path: Path) -> Iterator[Fin
         yield (*path, "crops", "local", "size"), f"{size}, but localSize is {stage.local_size}; set localSize alone"
     if parent is None or parent.model is None or stage.model is None:
         return
+    if without_heads(parent):
+        yield (*path, "from"), "was distilled by features and has no heads; distil it from a teacher with heads"
     if stage.model.model_copy(update={"drop_path": parent.model.drop_path}) != parent.model:
         yield (*path, "model"), "is the parent's; only dropPath can be changed, leave out the rest"
     if stage.heads != parent.heads:
@@ -119,11 +123,27 @@ def _schedules(schedules: Schedules, path: Path, steps: int) -> Iterator[Finding
             yield (*path, *name), f"{length} steps are more than the job's {steps}"
 
 
+def without_heads(stage: Trained) -> bool:
+    """Whether what a job exports is a backbone alone."""
+    return isinstance(stage, Distill) and stage.headless is not None and stage.headless.features is not None
+
+
+def _heads_of(stage: Distill, path: Path) -> Iterator[Finding]:
+    if without_heads(stage) and stage.heads is not None:
+        yield (*path, "heads"), "are not used where features are matched; leave them out, or use headless: {warmup: {}}"
+
+
 def _teacher(stage: Distill, teacher: Trained, path: Path) -> Iterator[Finding]:
+    if stage.headless is None and without_heads(teacher):
+        yield (
+            (*path, "teacher"),
+            "has no heads, it was distilled by features; add headless: {warmup: {}} to train heads on it first, "
+            "or headless: {features: {}} to match its features",
+        )
     if teacher.model is not None and stage.model.patch_size != teacher.model.patch_size:
         text = f"{stage.model.patch_size}, but the teacher's is {teacher.model.patch_size}; patch tokens must pair up"
         yield (*path, "model", "patchSize"), text
-    if stage.heads is not None and teacher.heads is not None:
+    if stage.headless is None and stage.heads is not None and teacher.heads is not None:
         yield from _prototypes(stage.heads, teacher.heads, (*path, "heads"))
 
 

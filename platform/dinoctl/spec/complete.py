@@ -6,9 +6,9 @@ from typing import Any
 from dinoctl.spec.fill import Filler, compress, without_lengths
 from dinoctl.spec.job import JobSpec, Stage
 from dinoctl.spec.model import ModelSpec
-from dinoctl.spec.recipe import Crops
+from dinoctl.spec.recipe import Crops, Heads
 from dinoctl.spec.sources import JobRef, ModelSource, TrainData
-from dinoctl.spec.stages import Distill, Evaluate, HighRes, Pretrain
+from dinoctl.spec.stages import Distill, Evaluate, Headless, HighRes, Pretrain
 from dinoctl.spec.yamldoc import Path
 
 Parents = Mapping[str, JobSpec]
@@ -58,7 +58,9 @@ def _pretrain(stage: Pretrain, path: Path, _: Parents, filler: Filler) -> Pretra
 
 def _distill(stage: Distill, path: Path, parents: Parents, filler: Filler) -> Distill:
     teacher = trained_parent(stage.teacher, parents)
-    if teacher is not None:
+    if stage.headless is not None:
+        stage = _headless(stage, stage.headless, path, filler)
+    elif teacher is not None:
         heads = filler.inherit(stage.heads, teacher.heads, (*path, "heads"), _of(stage.teacher))
         stage = stage.model_copy(update={"heads": heads})
     model = filler.model(stage.model, (*path, "model"), drop_path=0.0)
@@ -69,6 +71,16 @@ def _distill(stage: Distill, path: Path, parents: Parents, filler: Filler) -> Di
             "schedules": filler.schedules(stage.schedules, (*path, "schedules"), steps=stage.steps),
         }
     )
+
+
+def _headless(stage: Distill, headless: Headless, path: Path, filler: Filler) -> Distill:
+    """Warmed heads are the paper's unless given; where features are matched there are none."""
+    if headless.warmup is None:
+        return stage
+    steps = max(1, round(stage.steps / 10))
+    warmup = filler.fill(headless.warmup, (*path, "headless", "warmup"), steps=steps)
+    stage = filler.fill(stage, path, "paper Table 16", heads=Heads())
+    return stage.model_copy(update={"headless": headless.model_copy(update={"warmup": warmup})})
 
 
 def _evaluate(stage: Evaluate, path: Path, parents: Parents, filler: Filler) -> Evaluate:

@@ -81,10 +81,43 @@ class HighRes(Section):
     log_every: int = paper(10, "Steps between metric points.", "code train.py", ge=1)
 
 
+class HeadsWarmup(Section):
+    """Heads are trained on the frozen teacher first, with the job's crops, masks, losses and optimizer; its schedules
+    are compressed to these steps.
+    """
+
+    steps: int | None = derived("Optimizer steps before distillation begins.", "10 % of steps", ge=1)
+
+
+class FeatureMatching(Section):
+    """Student tokens, through a linear projection, regress the teacher's normalised tokens; no prototypes."""
+
+    distance: Literal["cosine", "smooth_l1"] = choice(
+        "cosine", "1 - cosine, or smooth L1 to tokens brought to mean 0 and variance 1 (arXiv 2205.14141)."
+    )
+    class_weight: float = choice(1.0, "Weight of the class tokens of global crops.", ge=0)
+    local_weight: float = choice(1.0, "Weight of the class tokens of local crops, against both global ones.", ge=0)
+    patch_weight: float = choice(1.0, "Weight of all patch tokens of global crops.", ge=0)
+
+
+class Headless(Section):
+    """How to learn from a backbone alone, such as the released ones."""
+
+    warmup: HeadsWarmup | None = choice(None, "Train heads on the frozen teacher first; {} takes all defaults.")
+    features: FeatureMatching | None = choice(None, "Match the teacher's features; {} takes all defaults.")
+
+    @model_validator(mode="after")
+    def _one(self) -> "Headless":
+        if (self.warmup is None) == (self.features is None):
+            raise ValueError("give exactly one of warmup and features, for example headless: {warmup: {}}")
+        return self
+
+
 class Distill(Section):
     """A small student learns from a frozen teacher; the average of the student is the result (paper §5)."""
 
-    teacher: ModelSource = Field(description="Teacher with heads: {job: NAME}, {model: models:/...} or {uri: ...}.")
+    teacher: ModelSource = Field(description="Frozen teacher: {job: NAME}, {model: models:/...} or {uri: ...}.")
+    headless: Headless | None = choice(None, "For a teacher without heads; null learns from the teacher's own heads.")
     data: TrainData = Field(description="What to learn from.")
     model: ModelSpec = Field(description="The student.")
     steps: Steps = paper(625000, "Optimizer steps.", "paper Table 16")

@@ -11,6 +11,7 @@ from dinoctl.handover.attempt import Attempt
 from dinoctl.handover.output import Output, write_output
 from dinoctl.handover.progress import Progress
 from dinoctl.model import VisionTransformer, ViTConfig
+from dinoctl.model.weights import HEADS
 from dinoctl.stages.data import dataset_uri
 from dinoctl.stages.measure import Normalisation, dataset_hash, knn_data, knn_metrics, untrained
 from dinoctl.stages.models import EXPORT, publish_export
@@ -22,6 +23,7 @@ from dinoctl.training.context import Context
 from dinoctl.training.engines.base import Engine
 from dinoctl.training.learner import Learner
 from dinoctl.training.loop import LoopResult
+from dinoctl.training.matching import FeatureLearner
 
 
 def finish(
@@ -29,7 +31,7 @@ def finish(
     context: Context,
     recipe: Recipe,
     engine: Engine,
-    learner: Learner,
+    learner: Learner | FeatureLearner,
     result: LoopResult,
     *,
     data_hash: str,
@@ -42,7 +44,8 @@ def finish(
     if context.rank == 0:
         context.report(Progress(result.step, recipe.steps, result.images_per_s, None, result.step, phase="export"))
         about = _about(attempt, recipe, data_hash, image_size, result.step)
-        weights, heads = split_state(state)
+        weights, others = split_state(state)
+        heads = {name: others[name] for name in HEADS if name in others}  # a projection onto a teacher stays behind
         export = attempt.storage.child(EXPORT)
         export_hash = publish_export(export, config, weights, heads, about, _card(about, config))
         context.report(Progress(result.step, recipe.steps, result.images_per_s, None, result.step, phase="gate"))
@@ -92,8 +95,8 @@ def _card(about: Mapping[str, object], config: ViTConfig) -> str:
     rows = "\n".join(f"| {name} | {value} |" for name, value in {**about, **config.to_dict()}.items())
     return (
         f"# {about['job']}\n\nA DINOv2-class Vision Transformer made by dinoctl ({about['stage']}). The backbone is "
-        "the exponential moving average of the trained weights, with official DINOv2 tensor names; the heads are "
-        f"beside it, so that training can go on from here.\n\n| | |\n|---|---|\n{rows}\n"
+        "the exponential moving average of the trained weights, with official DINOv2 tensor names; heads, where it was "
+        f"trained with them, are beside it, so that training can go on from here.\n\n| | |\n|---|---|\n{rows}\n"
     )
 
 

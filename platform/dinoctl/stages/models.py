@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from dinoctl.data.errors import NotFoundError
 from dinoctl.data.storage import Storage, open_storage
 from dinoctl.handover.ledger import CHECKPOINTS, Ledger
 from dinoctl.model import (
@@ -17,10 +18,13 @@ from dinoctl.model import (
     VisionTransformer,
     ViTConfig,
     head_arguments,
+    infer_config,
     load_export,
     load_strict,
+    read_state_dict,
     resize_pos_embed,
     save_export,
+    to_official,
 )
 from dinoctl.spec.errors import UserError
 from dinoctl.spec.model import ModelSpec
@@ -29,6 +33,7 @@ from dinoctl.training.learner import Network
 from dinoctl.training.ledger import Checkpoint
 
 EXPORT = "export"
+WEIGHTS = (".pth", ".pt", ".safetensors")
 
 
 def vit_config(model: ModelSpec, image_size: int) -> ViTConfig:
@@ -63,6 +68,11 @@ class OpenedModel:
     origin: str
     job_storage: Storage | None
 
+    @property
+    def has_heads(self) -> bool:
+        """Whether training can go on from it as it is."""
+        return "dino_head" in self.exported.heads
+
     def network(self, image_size: int | None = None, *, drop_path: float = 0.0, student: bool = False) -> Network:
         """Backbone and heads. With ``image_size`` the positions are enlarged to its grid (paper App. B.2).
 
@@ -71,7 +81,7 @@ class OpenedModel:
         Raises:
             UserError: when the model has no heads.
         """
-        if "dino_head" not in self.exported.heads:
+        if not self.has_heads:
             raise UserError(f"{self.origin} has no heads; name a model that dinoctl trained, its export keeps them")
         backbone = dict(self.exported.backbone.state_dict())
         heads = {name: dict(state) for name, state in self.exported.heads.items()}
@@ -109,6 +119,8 @@ def open_model(source: ModelSource, tracking_uri: str | None) -> OpenedModel:
         origin, uri = source.model, _registered(source.model, tracking_uri)
     else:
         origin = uri = source.uri
+    if uri.endswith(WEIGHTS):
+        return OpenedModel(_weights_file(uri), origin, None)
     storage = open_storage(uri)
     is_job = storage.exists(f"{EXPORT}/config.json")
     directory = fetch(storage.child(EXPORT) if is_job else storage, origin)
@@ -117,6 +129,30 @@ def open_model(source: ModelSource, tracking_uri: str | None) -> OpenedModel:
     except (ValueError, SafetensorError) as error:
         raise UserError(f"{origin}: {error}") from None
     return OpenedModel(exported, origin, storage if is_job else None)
+
+
+def _weights_file(uri: str) -> Exported:
+    """A checkpoint as DINOv2 releases them (or with heads), on disk or in a bucket; its shapes tell the config."""
+    place, _, name = uri.rpartition("/")
+    storage = open_storage(place or ".")
+    path = storage.local_path(name)
+    try:
+        if path is None:
+            path = Path(tempfile.mkdtemp(prefix="dinoctl-model-")) / name
+            path.write_bytes(storage.read(name))
+        state = to_official(read_state_dict(path))
+        config = infer_config(state.backbone)
+    except (NotFoundError, FileNotFoundError):
+        raise UserError(f"{uri}: no such file") from None
+    except ValueError as error:
+        raise UserError(f"{uri}: {error}") from None
+    with torch.device("meta"):
+        backbone = VisionTransformer(config)
+    try:
+        load_strict(backbone, state.backbone, uri)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return Exported(backbone.eval(), config, state.heads, {})
 
 
 def _registered(reference: str, tracking_uri: str | None) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from dinoctl.data.batch import Batch, normalise, to_device
 from dinoctl.data.errors import StorageError
@@ -24,32 +24,50 @@ from dinoctl.training.groups import parameter_groups
 from dinoctl.training.learner import Learner
 from dinoctl.training.ledger import Checkpoint, LedgerWriter, WriterIdentity
 from dinoctl.training.loop import Loop, LoopResult, LoopSettings
+from dinoctl.training.matching import FeatureLearner
 from dinoctl.training.schedules import RecipeSchedules
 
 
-def train(attempt: Attempt, context: Context, recipe: Recipe, learner: Learner, image_size: int) -> LoopResult:
+def train(
+    attempt: Attempt, context: Context, recipe: Recipe, learner: Learner | FeatureLearner, image_size: int
+) -> LoopResult:
     """Trains (or goes on from the last checkpoint), exports the average with its heads, measures it for the gate,
     and writes the proof of completion. Returns early, without any of that, when asked to stop.
     """
     if attempt.spec.gate is not None:
         check_labelled(knn_data(attempt.spec.gate))  # now, not after the last step
-    engine = make_engine(attempt, context, recipe, learner)
-    ledger = Ledger(attempt.storage.child(CHECKPOINTS))
-    start, skipped = _resume(attempt, context, ledger, engine)
+    config = learner.student.backbone.config
+    engine = make_engine(attempt, context, recipe, learner, config.depth)
     data = open_data(recipe, attempt.spec.seed)
-    result = _run_loop(
-        attempt, context, recipe, engine, ledger, data, start, skipped, learner.student.backbone.config.patch_size
-    )
+    result = fit(attempt, context, recipe, engine, data, config.patch_size)
     if not result.stopped:
         finish(attempt, context, recipe, engine, learner, result, data_hash=data.hash, image_size=image_size)
     return result
 
 
-def make_engine(attempt: Attempt, context: Context, recipe: Recipe, learner: Learner) -> Engine:
-    """Optimizer groups and the engine of the job's compute section."""
-    depth = learner.student.backbone.config.depth
+def make_engine(attempt: Attempt, context: Context, recipe: Recipe, learner: nn.Module, depth: int) -> Engine:
+    """Optimizer groups (for a backbone of ``depth`` blocks) and the engine of the job's compute section."""
     groups = parameter_groups(learner.named_parameters(), depth=depth, optimizer=recipe.optimizer)
     return build_engine(attempt.spec.compute, learner, groups, recipe.optimizer, context)
+
+
+def fit(
+    attempt: Attempt,
+    context: Context,
+    recipe: Recipe,
+    engine: Engine,
+    data: Data,
+    patch_size: int,
+    *,
+    folder: str = CHECKPOINTS,
+    prefix: str = "",
+) -> LoopResult:
+    """Steps from the last checkpoint in ``folder`` to the recipe's last, or to a stop. ``prefix`` goes before the names
+    of the recorded metrics.
+    """
+    ledger = Ledger(attempt.storage.child(folder))
+    start, skipped = _resume(attempt, context, ledger, engine)
+    return _run_loop(attempt, context, recipe, engine, ledger, data, start, skipped, patch_size, prefix)
 
 
 def _resume(attempt: Attempt, context: Context, ledger: Ledger, engine: Engine) -> tuple[int, int]:
@@ -57,14 +75,14 @@ def _resume(attempt: Attempt, context: Context, ledger: Ledger, engine: Engine) 
     if context.rank == 0:
         ledger.begin(attempt.number)
         ledger.collect_orphans(attempt.number)
-    head = _agreed_head(attempt, context, ledger)
+    head = agreed_head(attempt, context, ledger)
     if head is None:
         return 0, 0
     engine.load(Checkpoint(ledger.storage, head).read, head.step - head.skipped)
     return head.step, head.skipped
 
 
-def _agreed_head(attempt: Attempt, context: Context, ledger: Ledger) -> Commit | None:
+def agreed_head(attempt: Attempt, context: Context, ledger: Ledger) -> Commit | None:
     """Rank 0's answer for all: a replaced attempt may still be committing while the ranks look."""
     head = ledger.head(attempt.spec_hash) if context.rank == 0 else None
     if context.world == 1:
@@ -90,6 +108,7 @@ def _run_loop(
     start: int,
     skipped: int,
     patch_size: int,
+    prefix: str,
 ) -> LoopResult:
     policy, spec = attempt.spec.policy.checkpoint, attempt.spec
     identity = WriterIdentity(
@@ -112,7 +131,7 @@ def _run_loop(
     spool = Spool(attempt.spool, attempt=attempt.number) if context.rank == 0 else None
     try:
         inputs = _inputs(recipe, engine.device)
-        record = _recorder(spool)
+        record = _recorder(spool, prefix)
         loop = Loop(context, engine, schedules, writer, settings, inputs=inputs, record=record, skipped=skipped)
         return loop.run(iter(loader), start)
     finally:
@@ -138,10 +157,10 @@ def _loader(attempt: Attempt, context: Context, recipe: Recipe, data: Data, star
     )
 
 
-def _recorder(spool: Spool | None) -> Callable[[int, dict[str, float]], None]:
+def _recorder(spool: Spool | None, prefix: str) -> Callable[[int, dict[str, float]], None]:
     def record(step: int, metrics: dict[str, float]) -> None:
         if spool is not None:
-            spool.append(step, metrics, time.time())
+            spool.append(step, {prefix + name: value for name, value in metrics.items()}, time.time())
             spool.flush()
 
     return record

@@ -30,14 +30,11 @@ from dinoctl.objective import (
 from dinoctl.spec.recipe import Head, Heads, Losses
 
 
-class Network(nn.Module):
-    """A backbone with the head of its class token and that of its patch tokens; None: the first head serves both."""
+class HeadPair(nn.Module):
+    """The head of class tokens and that of patch tokens; None: the first head serves both."""
 
-    def __init__(
-        self, backbone: VisionTransformer, dino_head: ProjectionHead, ibot_head: ProjectionHead | None = None
-    ) -> None:
+    def __init__(self, dino_head: ProjectionHead, ibot_head: ProjectionHead | None = None) -> None:
         super().__init__()
-        self.backbone = backbone
         self.dino_head = dino_head
         self.ibot_head = ibot_head
 
@@ -52,6 +49,18 @@ class Network(nn.Module):
     def prototypes(self) -> tuple[int, int]:
         """Number of prototypes for class tokens and for patch tokens."""
         return _prototypes(self.dino_head), _prototypes(self.ibot_head or self.dino_head)
+
+
+class Network(HeadPair):
+    """A backbone with its heads."""
+
+    def __init__(
+        self, backbone: VisionTransformer, dino_head: ProjectionHead, ibot_head: ProjectionHead | None = None
+    ) -> None:
+        nn.Module.__init__(self)
+        self.backbone = backbone  # first, because parameters are in the order of registration
+        self.dino_head = dino_head
+        self.ibot_head = ibot_head
 
 
 class Learner(nn.Module):
@@ -79,8 +88,8 @@ class Learner(nn.Module):
         self.losses = losses
         self.mask_student = mask_student
         dino, ibot = student.prototypes()
-        self.dino_targets = _targets(losses, dino)
-        self.ibot_targets = _targets(losses, ibot)
+        self.dino_targets = target_rule(losses, dino)
+        self.ibot_targets = target_rule(losses, ibot)
         if ema is not None and losses.gram is not None:
             raise ValueError("Gram anchoring needs a teacher that is the student's average; set losses.gram to null")
         self.gram = None if losses.gram is None else copy.deepcopy(teacher.backbone)
@@ -151,7 +160,7 @@ class Learner(nn.Module):
         patches = features["x_norm_patchtokens"]
         if masks.shape != patches.shape[:2]:
             raise ValueError(f"masks {tuple(masks.shape)} do not fit the crops' patches {tuple(patches.shape[:2])}")
-        classes, tokens = self.teacher.project(features["x_norm_clstoken"], _select(patches, indices))
+        classes, tokens = self.teacher.project(features["x_norm_clstoken"], select(patches, indices))
         targets = self.dino_targets(classes, temperature), self.ibot_targets(tokens, temperature)
         return targets, {
             "target_entropy": target_entropy(targets[0]),
@@ -185,7 +194,7 @@ class Learner(nn.Module):
         drawn = [masks if self.mask_student else None, None][: len(crops)]
         features = cast(list[Features], self.student.backbone(crops, masks=drawn, is_training=True, seed=seed))
         classes = torch.cat([group["x_norm_clstoken"] for group in features])
-        tokens = _select(features[0]["x_norm_patchtokens"], indices)
+        tokens = select(features[0]["x_norm_patchtokens"], indices)
         logits, patch_logits = self.student.project(classes, tokens)
         of_global, of_local = torch.split(logits, [len(crops[0]), len(logits) - len(crops[0])])
         return (of_global, of_local, patch_logits), features[0]
@@ -202,24 +211,27 @@ class Learner(nn.Module):
             * dino_global_loss(of_global, targets[0], temperature=temperature, local_crops=local_crops),
             "dino_local": losses.dino * dino_local_loss(of_local, targets[0], temperature=temperature),
             "ibot": losses.ibot * ibot_loss(patches, targets[1], weights, temperature=temperature, crops=crops),
-            "koleo": self._koleo(classes),
+            "koleo": koleo_part(classes, losses),
         }
 
-    def _koleo(self, classes: Tensor) -> Tensor:
-        """Both global crops, each among themselves, or the first alone; not computed where its weight is 0."""
-        if self.losses.koleo == 0:
-            return classes.new_zeros((), dtype=torch.float32)
-        views = classes.chunk(2)[: 1 if self.losses.koleo_crops == "first" else 2]
-        if self.losses.koleo_group is not None:
-            return self.losses.koleo * grouped_koleo_loss(torch.stack(views), self.losses.koleo_group).sum()
-        return self.losses.koleo * torch.stack([koleo_loss(view) for view in views]).sum()
+
+def koleo_part(classes: Tensor, losses: Losses) -> Tensor:
+    """Weighted KoLeo of class tokens (2 B, D): both global crops, each among themselves, or the first alone; not
+    computed where its weight is 0.
+    """
+    if losses.koleo == 0:
+        return classes.new_zeros((), dtype=torch.float32)
+    views = classes.chunk(2)[: 1 if losses.koleo_crops == "first" else 2]
+    if losses.koleo_group is not None:
+        return losses.koleo * grouped_koleo_loss(torch.stack(views), losses.koleo_group).sum()
+    return losses.koleo * torch.stack([koleo_loss(view) for view in views]).sum()
 
 
 def build_network(config: ViTConfig, heads: Heads, *, generator: torch.Generator | None = None) -> Network:
     """A network with initial weights, drawn in the order backbone, DINO head, iBOT head."""
     backbone = VisionTransformer(config, generator=generator)
-    dino_head = _head(config.embed_dim, heads.dino, generator)
-    ibot_head = None if heads.ibot is None else _head(config.embed_dim, heads.ibot, generator)
+    dino_head = make_head(config.embed_dim, heads.dino, generator)
+    ibot_head = None if heads.ibot is None else make_head(config.embed_dim, heads.ibot, generator)
     return Network(backbone, dino_head, ibot_head)
 
 
@@ -233,7 +245,8 @@ def distillation_learner(student: Network, teacher: Network, losses: Losses) -> 
     return Learner(student, teacher, copy.deepcopy(student), losses, mask_student=False)
 
 
-def _head(in_dim: int, head: Head, generator: torch.Generator | None) -> ProjectionHead:
+def make_head(in_dim: int, head: Head, generator: torch.Generator | None) -> ProjectionHead:
+    """A head with initial weights for tokens of width `in_dim`."""
     return ProjectionHead(in_dim, head.prototypes, head.hidden, head.bottleneck, head.layers, generator=generator)
 
 
@@ -243,12 +256,13 @@ def _prototypes(head: ProjectionHead) -> int:
     return int(getattr(weight, "ds_shape", weight.shape)[0])
 
 
-def _select(patches: Tensor, indices: Tensor) -> Tensor:
+def select(patches: Tensor, indices: Tensor) -> Tensor:
     """Rows (M, D) of patches (R, N, D) by flat index. Flattening first would copy all of them: they are a slice."""
     return patches[indices // patches.shape[1], indices % patches.shape[1]]
 
 
-def _targets(losses: Losses, prototypes: int) -> SinkhornKnopp | SoftmaxCenter:
+def target_rule(losses: Losses, prototypes: int) -> SinkhornKnopp | SoftmaxCenter:
+    """How teacher logits become targets."""
     if losses.centering == "sinkhorn_knopp":
         return SinkhornKnopp(losses.sinkhorn_iterations)
     return SoftmaxCenter(prototypes, losses.center_momentum)
@@ -261,7 +275,12 @@ def _check_pair(student: Network, teacher: Network) -> None:
             f"the student has {ours[0]} DINO and {ours[1]} iBOT prototypes, the teacher {theirs[0]} and {theirs[1]}: "
             "give the student's heads the teacher's numbers"
         )
-    patch, their_patch = student.backbone.config.patch_size, teacher.backbone.config.patch_size
+    check_patches(student.backbone, teacher.backbone)
+
+
+def check_patches(student: VisionTransformer, teacher: VisionTransformer) -> None:
+    """Raises ValueError unless the patch tokens of both pair up."""
+    patch, their_patch = student.config.patch_size, teacher.config.patch_size
     if patch != their_patch:
         raise ValueError(
             f"the student's patches have {patch} pixels, the teacher's {their_patch}: their patch grids differ, "

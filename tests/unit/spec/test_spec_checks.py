@@ -110,3 +110,30 @@ def test_koleo_groups_of_the_global_batch_need_no_two_images_a_worker(workshop: 
 
 def test_no_local_crops_need_no_size(workshop: Workshop) -> None:
     assert workshop.spec("pretrain: {data: {source: x}, crops: {local: {count: 0, size: 96}}}")
+
+
+BARE = document("p", f"distill: {{teacher: {{uri: x}}, {DISTILL.split(', ', 1)[1]}}}, headless: {{features: {{}}}}}}")
+
+
+def test_a_teacher_distilled_by_features_has_no_heads(workshop: Workshop) -> None:
+    (line,) = workshop.problems(BARE, document("s", f"{DISTILL}}}}}"))
+    assert "distill.teacher: has no heads, it was distilled by features; add headless: {warmup: {}}" in line
+    for way in ("warmup", "features"):
+        workshop.resolve(BARE, document("s", f"{DISTILL}}}, headless: {{{way}: {{}}}}}}"))
+    (line,) = workshop.problems(BARE, document("h", "highres: {from: {job: p}, size: 448}"))
+    assert "highres.from: was distilled by features and has no heads" in line
+
+
+def test_a_way_without_heads(workshop: Workshop) -> None:
+    start = "distill: {teacher: {uri: t.pth}, data: {source: x}, model: {arch: vit_small}, "
+    spec = workshop.spec(f"{start}steps: 50, headless: {{warmup: {{}}}}}}")["distill"]
+    assert spec["headless"] == {"warmup": {"steps": 5}}
+    assert spec["heads"]["dino"]["prototypes"] == 131072
+    spec = workshop.spec(f"{start}headless: {{features: {{distance: smooth_l1}}}}}}")["distill"]
+    assert "heads" not in spec
+    assert "headless" not in workshop.spec(f"{start[:-2]}}}")["distill"], "documents without it keep their hash"
+    (line,) = workshop.problems(document("s", f"{start}headless: {{features: {{}}}}, heads: {{}}}}"))
+    assert "distill.heads: are not used where features are matched; leave them out" in line
+    for both in ("", "warmup: {}, features: {}"):
+        (line,) = workshop.problems(document("s", f"{start}headless: {{{both}}}}}"))
+        assert "give exactly one of warmup and features" in line

@@ -4,18 +4,18 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from dinoctl.spec.compute import Compute
 from dinoctl.spec.errors import UserError
 from dinoctl.spec.recipe import Optimizer
 from dinoctl.training.context import Context
 from dinoctl.training.engines.base import Engine
-from dinoctl.training.learner import Learner
 
 
 def build_engine(
     compute: Compute,
-    learner: Learner,
+    learner: nn.Module,
     groups: list[dict[str, Any]],
     optimizer: Optimizer,
     context: Context,

@@ -1,0 +1,90 @@
+"""Heads for a teacher that comes without: trained on its frozen backbone before distillation begins.
+
+A training of its own, with checkpoints of its own (``checkpoints-heads/``): an attempt that finds the last of them goes
+on to distil at once, one that finds an earlier one goes on from there. What distils later reads the averaged heads from
+that checkpoint, so it has the same ones after every restart.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dinoctl.data.errors import StorageError
+from dinoctl.handover.attempt import Attempt
+from dinoctl.handover.ledger import Ledger
+from dinoctl.handover.progress import Progress
+from dinoctl.model import VisionTransformer
+from dinoctl.spec.fill import compress
+from dinoctl.spec.recipe import Heads
+from dinoctl.stages.data import open_data
+from dinoctl.stages.recipe import Recipe
+from dinoctl.stages.train import agreed_head, fit, make_engine
+from dinoctl.training.context import Context
+from dinoctl.training.learner import HeadPair, make_head
+from dinoctl.training.ledger import Checkpoint
+from dinoctl.training.warmup import HeadsLearner
+
+HEADS_CHECKPOINTS, METRICS = "checkpoints-heads", "heads/"
+_SEED = 0x5EED  # other draws than those of the student's heads
+State = dict[str, dict[str, Tensor]]
+
+
+def warmed_heads(
+    attempt: Attempt, context: Context, recipe: Recipe, backbone: VisionTransformer, heads: Heads, steps: int
+) -> State | None:
+    """States of "dino_head" and "ibot_head" after ``steps`` steps of training on ``backbone``; None: asked to stop
+    before. Collective.
+    """
+    ledger = Ledger(attempt.storage.child(HEADS_CHECKPOINTS))
+    head = agreed_head(attempt, context, ledger)
+    if head is None or head.step < steps:
+        if not _train(attempt, context, _shortened(recipe, steps), backbone, heads):
+            return None
+        head = ledger.commit(steps)
+    if head is None:
+        raise StorageError(f"the warmed-up heads of step {steps} are not in {ledger.storage.uri}")
+    return _read(Checkpoint(ledger.storage, head))
+
+
+def _shortened(recipe: Recipe, steps: int) -> Recipe:
+    short = compress(recipe.schedules, steps=steps, parent_steps=recipe.steps, factor=1.0)
+    return replace(recipe, steps=steps, schedules=short)
+
+
+def _train(attempt: Attempt, context: Context, recipe: Recipe, backbone: VisionTransformer, heads: Heads) -> bool:
+    generator = torch.Generator().manual_seed(attempt.spec.seed ^ _SEED)
+    width, config = backbone.config.embed_dim, backbone.config
+    dino = make_head(width, heads.dino, generator)
+    pair = HeadPair(dino, None if heads.ibot is None else make_head(width, heads.ibot, generator))
+    learner = HeadsLearner(backbone, pair, recipe.losses)
+    engine = make_engine(attempt, context, recipe, learner, config.depth)
+    data = open_data(recipe, attempt.spec.seed)
+    own = _Warming(context)
+    result = fit(attempt, own, recipe, engine, data, config.patch_size, folder=HEADS_CHECKPOINTS, prefix=METRICS)
+    return not result.stopped
+
+
+def _read(checkpoint: Checkpoint) -> State:
+    found: State = {}
+    for name in checkpoint.names("teacher"):
+        _, head, key = name.split(".", 2)
+        found.setdefault(head, {})[key] = checkpoint.tensor("teacher", name)
+    return found
+
+
+@dataclass
+class _Warming:
+    """The job's surroundings, with progress that says what is trained."""
+
+    base: Context
+
+    def __post_init__(self) -> None:
+        self.rank, self.world, self.device = self.base.rank, self.base.world, self.base.device
+        self.barrier: Callable[[], None] = self.base.barrier
+        self.should_stop: Callable[[], bool] = self.base.should_stop
+
+    def report(self, progress: Progress) -> None:
+        """See Context."""
+        self.base.report(replace(progress, phase="heads"))
