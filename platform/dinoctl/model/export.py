@@ -84,11 +84,14 @@ def load_export(directory: Path) -> Exported:
     version = document.get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(f"{directory / CONFIG_FILE}: format_version {version!r}, this version reads {FORMAT_VERSION}")
-    config = ViTConfig.from_dict(document["model"])
+    try:
+        config, metadata = ViTConfig.from_dict(document["model"]), document["metadata"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{directory / CONFIG_FILE} is damaged: {error}") from error
     backbone = _on_meta(config)
     load_strict(backbone, load_file(directory / BACKBONE_FILE), str(directory / BACKBONE_FILE))
     heads = to_official(load_file(directory / HEADS_FILE)).heads
-    return Exported(backbone.eval(), config, heads, document["metadata"])
+    return Exported(backbone.eval(), config, heads, metadata)
 
 
 def _on_meta(config: ViTConfig) -> VisionTransformer:

@@ -10,11 +10,12 @@ from torch import Tensor
 from dinoctl.handover.attempt import Attempt
 from dinoctl.handover.output import Output, write_output
 from dinoctl.handover.progress import Progress
+from dinoctl.loading import EXPORT
 from dinoctl.model import VisionTransformer, ViTConfig
 from dinoctl.model.weights import HEADS
 from dinoctl.stages.data import dataset_uri
 from dinoctl.stages.measure import Normalisation, dataset_hash, knn_data, knn_metrics, untrained
-from dinoctl.stages.models import EXPORT, publish_export
+from dinoctl.stages.models import publish_export
 from dinoctl.stages.pictures import draw_pictures
 from dinoctl.stages.recipe import Recipe
 from dinoctl.tracking.gate import Evidence

@@ -6,34 +6,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from dinoctl.data.errors import NotFoundError
-from dinoctl.data.storage import Storage, open_storage
+from dinoctl.data.storage import Storage
 from dinoctl.handover.ledger import CHECKPOINTS, Ledger
+from dinoctl.loading import EXPORT, open_source
 from dinoctl.model import (
     Exported,
     ProjectionHead,
     VisionTransformer,
     ViTConfig,
     head_arguments,
-    infer_config,
-    load_export,
     load_strict,
-    read_state_dict,
     resize_pos_embed,
     save_export,
-    to_official,
 )
 from dinoctl.spec.errors import UserError
 from dinoctl.spec.model import ModelSpec
 from dinoctl.spec.sources import JobRef, ModelRef, ModelSource
 from dinoctl.training.learner import Network
 from dinoctl.training.ledger import Checkpoint
-
-EXPORT = "export"
-WEIGHTS = (".pth", ".pt", ".safetensors")
 
 
 def vit_config(model: ModelSpec, image_size: int) -> ViTConfig:
@@ -115,70 +107,9 @@ def open_model(source: ModelSource, tracking_uri: str | None) -> OpenedModel:
     """
     if isinstance(source, JobRef):
         raise UserError(f"job {source.job!r} is not pinned to its output; run it through its lifecycle")
-    if isinstance(source, ModelRef):
-        origin, uri = source.model, _registered(source.model, tracking_uri)
-    else:
-        origin = uri = source.uri
-    if uri.endswith(WEIGHTS):
-        return OpenedModel(_weights_file(uri), origin, None)
-    storage = open_storage(uri)
-    is_job = storage.exists(f"{EXPORT}/config.json")
-    directory = fetch(storage.child(EXPORT) if is_job else storage, origin)
-    try:
-        exported = load_export(directory)
-    except (ValueError, SafetensorError) as error:
-        raise UserError(f"{origin}: {error}") from None
-    return OpenedModel(exported, origin, storage if is_job else None)
-
-
-def _weights_file(uri: str) -> Exported:
-    """A checkpoint as DINOv2 releases them (or with heads), on disk or in a bucket; its shapes tell the config."""
-    place, _, name = uri.rpartition("/")
-    storage = open_storage(place or ".")
-    path = storage.local_path(name)
-    try:
-        if path is None:
-            path = Path(tempfile.mkdtemp(prefix="dinoctl-model-")) / name
-            path.write_bytes(storage.read(name))
-        state = to_official(read_state_dict(path))
-        config = infer_config(state.backbone)
-    except (NotFoundError, FileNotFoundError):
-        raise UserError(f"{uri}: no such file") from None
-    except ValueError as error:
-        raise UserError(f"{uri}: {error}") from None
-    with torch.device("meta"):
-        backbone = VisionTransformer(config)
-    try:
-        load_strict(backbone, state.backbone, uri)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    return Exported(backbone.eval(), config, state.heads, {})
-
-
-def _registered(reference: str, tracking_uri: str | None) -> str:
-    from dinoctl.tracking.registry import resolve_model
-
-    if tracking_uri is None:
-        raise UserError(f"{reference}: there is no MLflow registry here; give a path or run with tracking")
-    try:
-        return resolve_model(tracking_uri, reference).source
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
-def fetch(storage: Storage, origin: str) -> Path:
-    """A local directory with the objects of ``storage``: itself if it is local, else a copy."""
-    local = storage.local_path("config.json")
-    if local is not None:
-        return local.parent
-    keys = list(storage.list())
-    if not keys:
-        raise UserError(f"{origin}: nothing is there ({storage.uri})")
-    target = Path(tempfile.mkdtemp(prefix="dinoctl-model-"))
-    for key in keys:
-        (target / key).parent.mkdir(parents=True, exist_ok=True)
-        (target / key).write_bytes(storage.read(key))
-    return target
+    origin = source.model if isinstance(source, ModelRef) else source.uri
+    opened = open_source(origin, tracking_uri)
+    return OpenedModel(opened.exported, origin, opened.job)
 
 
 def publish_export(

@@ -6,7 +6,11 @@ from typing import Any
 
 import mlflow
 import pytest
+import torch
 
+import dinoctl
+from dinoctl.model import VisionTransformer, ViTConfig, save_export
+from dinoctl.spec.errors import UserError
 from dinoctl.tracking import lookup, registry, tags
 from dinoctl.tracking.client import connect
 from dinoctl.tracking.gate import Evidence, GateDecision, GateRule, decide_gate, decision_from_json
@@ -99,6 +103,21 @@ def test_mlflow_itself_resolves_the_alias_to_the_directory(
     put(model, "one")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert Path(mlflow.artifacts.download_artifacts(f"models:/{model}@champion")) == tmp_path / "one"
+
+
+def test_a_registered_model_can_be_loaded(
+    uri: str, fresh: Name, put: Callable[..., Registered], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, config = fresh("model"), ViTConfig(embed_dim=32, depth=1, num_heads=2, patch_size=4, img_size=16)
+    backbone = VisionTransformer(config)
+    save_export(tmp_path / "one", backbone, config, {}, {})
+    put(model, "one")
+    assert dinoctl.load_backbone(f"models:/{model}/1", tracking_uri=uri).config == config
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    loaded = dinoctl.load_backbone(f"models:/{model}@champion")
+    assert torch.equal(loaded.cls_token, backbone.cls_token)
+    with pytest.raises(UserError, match=f"models:/{model}@absent is not in the registry"):
+        dinoctl.load_backbone(f"models:/{model}@absent")
 
 
 def test_registering_again_changes_nothing(uri: str, fresh: Name, put: Callable[..., Registered]) -> None:

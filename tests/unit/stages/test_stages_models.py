@@ -87,6 +87,10 @@ def no_directory(path: Path) -> None:
     pass
 
 
+def empty_directory(path: Path) -> None:
+    path.mkdir()
+
+
 def no_weights(path: Path) -> None:
     export(path, network())
     (path / "backbone.safetensors").unlink()
@@ -100,6 +104,18 @@ def not_json(path: Path) -> None:
 def of_another_program(path: Path) -> None:
     export(path, network())
     (path / "config.json").write_text('{"architectures": ["Dinov2Model"]}')
+
+
+def of_transformers(path: Path) -> None:
+    path.mkdir()
+    (path / "config.json").write_text('{"model_type": "vit"}')
+
+
+def damaged(path: Path) -> None:
+    export(path, network())
+    document = json.loads((path / "config.json").read_text())
+    del document["metadata"]
+    (path / "config.json").write_text(json.dumps(document))
 
 
 def half_a_file(path: Path) -> None:
@@ -118,10 +134,13 @@ def other_shapes(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (no_directory, "is not an exported model: no backbone.safetensors, heads.safetensors, config.json"),
+        (no_directory, "nothing is there"),
+        (empty_directory, "no model is there: a dinoctl export and a Hugging Face directory have a config.json"),
         (no_weights, "is not an exported model: no backbone.safetensors"),
         (not_json, "Expecting property name"),
         (of_another_program, "format_version None, this version reads 1"),
+        (of_transformers, "config.json is of a 'vit' model; dinoctl reads dinov2 and dinov2_with_registers"),
+        (damaged, "config.json is damaged: 'metadata'"),
         (half_a_file, "(?i)deserializing header"),
         (other_shapes, "missing: blocks.2"),
     ],
