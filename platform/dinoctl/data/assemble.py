@@ -1,6 +1,7 @@
 """Makes the batch of a step for one rank, into given memory. Runs in the training process or in a child.
 
-Everything follows from (seed, step, lane): which samples, their crops, the masks. A sample that cannot be read or
+Everything follows from (seed, step, lane): which samples, their crops, the masks. Where the recipe mixes resolutions,
+each step draws one pair of sizes from (seed, step), the same for all ranks. A sample that cannot be read or
 decoded is replaced by the next one of its lane (the lane's sample at step + 1, then step + 2, ...), so a replacement
 too is the same at any number of workers and after any restart. No torch here: children start without it.
 """
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dinoctl.data import keyed
 from dinoctl.data.augment import MultiCrop
 from dinoctl.data.dataset import Dataset
 from dinoctl.data.errors import DataError
@@ -81,6 +83,22 @@ class Layout:
         ]
 
 
+class _Pair(NamedTuple):
+    """Crops at one pair of sizes."""
+
+    crop: MultiCrop
+    grid: tuple[int, int]
+    layout: Layout
+
+    @staticmethod
+    def of(crops: Crops, lanes: int, patch_size: int) -> _Pair:
+        size, local = crops.global_crops.size, crops.local_crops
+        if size % patch_size:
+            raise DataError(f"crops.global.size {size} is not a multiple of the patch size {patch_size}")
+        side = size // patch_size
+        return _Pair(MultiCrop(crops), (side, side), Layout(lanes, size, local.count, local.size or 0, side * side))
+
+
 class Assembler:
     """Fills batches of rank ``rank`` of ``world``. Picklable.
 
@@ -100,17 +118,28 @@ class Assembler:
         world: int,
         patch_size: int,
     ) -> None:
-        size = crops.global_crops.size
-        if size % patch_size:
-            raise DataError(f"crops.global.size {size} is not a multiple of the patch size {patch_size}")
         self.datasets, self.order, self.seed = list(datasets), order, seed
         self.lanes = lanes_of(order.global_batch, rank, world)
-        self.grid = (size // patch_size, size // patch_size)
-        local = crops.local_crops
-        self.layout = Layout(len(self.lanes), size, local.count, local.size or 0, self.grid[0] * self.grid[1])
-        self._crop = MultiCrop(crops)
+        self._pairs = [_Pair.of(pair, len(self.lanes), patch_size) for pair in crops.pairs()]
+        self._shares = np.cumsum([pair.weight for pair in crops.sizes or ()])
         self._masks = mask_spec
         self._offsets = np.cumsum([0, *(len(dataset) for dataset in datasets)])
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of a batch, at the largest sizes."""
+        return max(pair.layout.bytes for pair in self._pairs)
+
+    def layout(self, step: int) -> Layout:
+        """Shapes of the batch of a step."""
+        return self._pair(step).layout
+
+    def _pair(self, step: int) -> _Pair:
+        """The sizes of a step, drawn by weight."""
+        if len(self._pairs) == 1:
+            return self._pairs[0]
+        place = keyed.rng(self.seed, "crop-sizes", step).random() * self._shares[-1]
+        return self._pairs[min(int(np.searchsorted(self._shares, place, side="right")), len(self._pairs) - 1)]
 
     def fill(self, step: int, arrays: Arrays) -> list[BadSample]:
         """Write the batch of a step.
@@ -122,9 +151,10 @@ class Assembler:
             DataError: a lane found 16 bad samples in a row.
             StorageError: the storage failed.
         """
+        pair = self._pair(step)
         rows = np.concatenate([self.lanes, self.lanes + self.order.global_batch])
         arrays.masks[:] = masks(
-            2 * self.order.global_batch, self.grid, self._masks, seed=self.seed, step=step, rows=rows
+            2 * self.order.global_batch, pair.grid, self._masks, seed=self.seed, step=step, rows=rows
         )
         bad: list[BadSample] = []
         picks = self.order.picks(step, self.lanes)
@@ -132,7 +162,7 @@ class Assembler:
             image, source, sample, epoch = self._readable(step, lane, source, sample, epoch, bad)
             identity = self._identity(source, sample)
             arrays.sample_ids[lane] = identity
-            self._crop.into(image, self._outputs(arrays, lane), seed=self.seed, epoch=epoch, sample_id=identity)
+            pair.crop.into(image, _outputs(arrays, lane), seed=self.seed, epoch=epoch, sample_id=identity)
         return bad
 
     def _readable(
@@ -152,18 +182,21 @@ class Assembler:
         """One number for a sample of a mixture: sources lie one behind the other."""
         return int(self._offsets[source]) + sample
 
-    def _outputs(self, arrays: Arrays, lane: int) -> list[NDArray[np.uint8]]:
-        count = self.layout.lanes
-        return [
-            arrays.global_crops[lane],
-            arrays.global_crops[count + lane],
-            *(arrays.local_crops[crop * count + lane] for crop in range(self.layout.local_count)),
-        ]
+
+def _outputs(arrays: Arrays, lane: int) -> list[NDArray[np.uint8]]:
+    """Where the crops of a lane go: crops are crop-major."""
+    count = len(arrays.sample_ids)
+    return [*arrays.global_crops[lane::count], *arrays.local_crops[lane::count]]
 
 
 def serve_batches(assembler: Assembler, descriptor: int, slots: int) -> Callable[[tuple[int, int]], list[BadSample]]:
     """The loader's child: fills the slot it is told with the batch of the step it is told."""
-    size = assembler.layout.bytes
+    size = assembler.bytes
     memory = memoryview(mmap.mmap(descriptor, max(1, size * slots)))
-    views = [assembler.layout.views(memory[slot * size : (slot + 1) * size]) for slot in range(slots)]
-    return lambda request: assembler.fill(request[0], views[request[1]])
+
+    def serve(request: tuple[int, int]) -> list[BadSample]:
+        step, slot = request
+        views = assembler.layout(step).views(memory[slot * size : (slot + 1) * size])
+        return assembler.fill(step, views)
+
+    return serve

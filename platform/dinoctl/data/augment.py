@@ -1,8 +1,8 @@
 """Multi-crop augmentation with the semantics of the released DINOv2 (augmentations.py on torchvision and Pillow).
 
-Each crop is cut from the whole image on its own: random resized crop (bicubic, antialiased), flip, colour jitter in
-random order with a clamp after each operation and hue in HSV, grayscale (ITU-R 601-2), Gaussian blur, solarize. Pillow
-does the pixel work: this is the exact reference path.
+Each crop is cut from the whole image on its own: random resized crop (bicubic, antialiased), then, in the order that
+the recipe names, flip, colour jitter in random order with a clamp after each operation and hue in HSV, grayscale (ITU-R
+601-2), Gaussian blur, solarize. Pillow does the pixel work: this is the exact reference path.
 
 All of a sample's random numbers are one array of uniforms, a row for each crop, drawn from the key (seed, epoch,
 sample). Each decision has its own column: changing one probability leaves every other decision as it was.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from dinoctl.data import color, keyed
 from dinoctl.data.blur import gaussian_blur
 from dinoctl.data.decode import Pixels
 from dinoctl.data.errors import DataError
-from dinoctl.spec.recipe import ColorJitter, Crops
+from dinoctl.spec.recipe import Augmentation, ColorJitter, Crops, Distortion
 
 Crop = NDArray[np.uint8]
 """(3, height, width), RGB."""
@@ -65,12 +66,13 @@ class MultiCrop:
         if part.count and part.size is None:
             raise DataError("crops.local.size is not set; resolve the document or give it")
         self.augmentation = augmentation
-        blur = augmentation.blur
+        first, second, local = augmentation.blur.chances()
         self.views = (
-            View(whole.size, whole.scale, blur.first_global, 0.0),
-            View(whole.size, whole.scale, blur.second_global, augmentation.solarize),
-            *[View(part.size or 0, part.scale, blur.local, 0.0)] * part.count,
+            View(whole.size, whole.scale, first, 0.0),
+            View(whole.size, whole.scale, second, augmentation.solarize),
+            *[View(part.size or 0, part.scale, local, 0.0)] * part.count,
         )
+        self._distortions = [_DISTORTIONS[name] for name in augmentation.order]
         self._log_aspect = (math.log(augmentation.aspect[0]), math.log(augmentation.aspect[1]))
 
     def __call__(self, image: Pixels, *, seed: int, epoch: int, sample_id: int) -> tuple[list[Crop], list[Crop]]:
@@ -91,19 +93,41 @@ class MultiCrop:
 
     def _crop(self, image: Image.Image, view: View, u: list[float]) -> Pixels:
         """One crop, (view.size, view.size, channels)."""
-        settings = self.augmentation
         crop = resized(image, crop_box(image.width, image.height, view.scale, self._log_aspect, u), view.size)
-        if u[_FLIP] < settings.horizontal_flip:
-            crop = crop[:, ::-1]
-        if u[_JITTER] < settings.color_jitter.probability:
-            crop = jitter(crop, settings.color_jitter, u)
-        if u[_GRAY] < settings.grayscale:
-            crop = color.grayscale(crop)
-        if u[_BLUR] < view.blur:
-            crop = gaussian_blur(crop, settings.blur.kernel, _between(settings.blur.sigma, u[_SIGMA]))
-        if u[_SOLARIZE] < view.solarize:
-            crop = color.solarize(crop)
+        for distort in self._distortions:
+            crop = distort(crop, self.augmentation, view, u)
         return crop
+
+
+def _flip(crop: Pixels, settings: Augmentation, _: View, u: list[float]) -> Pixels:
+    return crop[:, ::-1] if u[_FLIP] < settings.horizontal_flip else crop
+
+
+def _color_jitter(crop: Pixels, settings: Augmentation, _: View, u: list[float]) -> Pixels:
+    return jitter(crop, settings.color_jitter, u) if u[_JITTER] < settings.color_jitter.probability else crop
+
+
+def _grayscale(crop: Pixels, settings: Augmentation, _: View, u: list[float]) -> Pixels:
+    return color.grayscale(crop) if u[_GRAY] < settings.grayscale else crop
+
+
+def _blur(crop: Pixels, settings: Augmentation, view: View, u: list[float]) -> Pixels:
+    if u[_BLUR] >= view.blur:
+        return crop
+    return gaussian_blur(crop, settings.blur.kernel, _between(settings.blur.sigma, u[_SIGMA]))
+
+
+def _solarize(crop: Pixels, _: Augmentation, view: View, u: list[float]) -> Pixels:
+    return color.solarize(crop) if u[_SOLARIZE] < view.solarize else crop
+
+
+_DISTORTIONS: dict[Distortion, Callable[[Pixels, Augmentation, View, list[float]], Pixels]] = {
+    "horizontalFlip": _flip,
+    "colorJitter": _color_jitter,
+    "grayscale": _grayscale,
+    "blur": _blur,
+    "solarize": _solarize,
+}
 
 
 def crop_box(

@@ -73,7 +73,7 @@ class TrainLoader:
         order.check([len(part) for part in parts])
         assembler = Assembler(parts, order, crops, masks, seed=seed, rank=rank, world=world, patch_size=patch_size)
         self._step = start_step
-        self._lanes = assembler.layout.lanes
+        self._lanes = len(assembler.lanes)
         self._samples = sum(len(part) for part in parts)
         self._max_bad_rate = max_bad_rate
         self._bad: dict[int, str] = {}
@@ -135,7 +135,8 @@ class _Here:
         self._assembler = assembler
 
     def make(self, step: int) -> Made:
-        arrays = self._assembler.layout.views(memoryview(bytearray(self._assembler.layout.bytes)))
+        layout = self._assembler.layout(step)
+        arrays = layout.views(memoryview(bytearray(layout.bytes)))
         return arrays, self._assembler.fill(step, arrays)
 
     def close(self) -> None:
@@ -162,7 +163,7 @@ class _Workers:
         memory, bad = ring.receive(step)
         self._rings.rotate(-1)
         self._request(ring)
-        return self._layout.views(memory), bad
+        return self._layout(step).views(memory), bad
 
     def close(self) -> None:
         while self._rings:
@@ -177,7 +178,7 @@ class _Ring:
     """One child and the memory it writes to."""
 
     def __init__(self, assembler: Assembler, slots: int) -> None:
-        self._size, self._slots = assembler.layout.bytes, slots
+        self._size, self._slots = assembler.bytes, slots
         # Anonymous memory: not bounded by a container's small /dev/shm, and gone with the last process that holds it.
         descriptor = os.memfd_create("dinoctl-batches")
         try:

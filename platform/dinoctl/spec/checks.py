@@ -58,6 +58,8 @@ def _highres(stage: HighRes, parent: Trained | None, path: Path) -> Iterator[Fin
     crops = stage.crops
     if crops is not None and crops.global_crops.size != stage.size:
         yield (*path, "crops", "global", "size"), f"{crops.global_crops.size}, but size is {stage.size}; set size alone"
+    if crops is not None and crops.sizes != stage.sizes:
+        yield (*path, "crops", "sizes"), "differ from highres.sizes; set highres.sizes alone"
     if crops is not None and crops.local_crops.size != stage.local_size:
         size = crops.local_crops.size
         yield (*path, "crops", "local", "size"), f"{size}, but localSize is {stage.local_size}; set localSize alone"
@@ -99,13 +101,21 @@ def _batch(spec: JobSpec, path: Path, batch: int) -> Iterator[Finding]:
 
 
 def _crops(crops: Crops, model: ModelSpec, path: Path, *, sizes: bool) -> Iterator[Finding]:
-    """``sizes``: the stage has size and localSize fields of its own, which is where a user looks."""
-    wide, small = crops.global_crops.size, crops.local_crops.size
-    if wide % model.patch_size:
-        yield (*path, "size") if sizes else (*path, "crops", "global", "size"), _no_multiple(wide, model.patch_size)
-    if small is not None and crops.local_crops.count and small % model.patch_size:
-        where = (*path, "localSize") if sizes else (*path, "crops", "local", "size")
-        yield where, _no_multiple(small, model.patch_size)
+    """``sizes``: the stage has size, localSize and sizes of its own, which is where a user looks."""
+    inner, patch = (*path, "crops"), model.patch_size
+    found: list[tuple[Path, int | None]] = [
+        ((*path, "size") if sizes else (*inner, "global", "size"), crops.global_crops.size),
+        ((*path, "localSize") if sizes else (*inner, "local", "size"), crops.local_crops.size),
+    ]
+    for i, pair in enumerate(crops.sizes or ()):
+        where: Path = (*path, "sizes", i) if sizes else (*inner, "sizes", i)
+        found += [((*where, "global"), pair.global_size)]
+        if pair.local_size != crops.local_crops.size:  # else it is told once, above
+            found += [((*where, "local"), pair.local_size)]
+    for where, size in found:
+        unused = where[-1] in ("localSize", "local") or where[-2:] == ("local", "size")
+        if size is not None and size % patch and (crops.local_crops.count or not unused):
+            yield where, _no_multiple(size, patch)
 
 
 def _no_multiple(size: int, patch: int) -> str:

@@ -110,15 +110,23 @@ def _highres(stage: HighRes, path: Path, parents: Parents, filler: Filler) -> Hi
 
 def _highres_crops(stage: HighRes, crops: Crops, path: Path, rule: str, filler: Filler) -> HighRes:
     """The parent's crops at the new sizes."""
+    if stage.sizes and "size" not in stage.model_fields_set:
+        stage = stage.model_copy(update={"size": max(pair.global_size for pair in stage.sizes)})
+        filler.notes[(*path, "size")] = "largest of sizes"
     local = crops.local_crops.model_copy(update={"size": stage.local_size or crops.local_crops.size})
     larger = crops.global_crops.model_copy(update={"size": stage.size})
-    crops = crops.model_copy(update={"global_crops": larger, "local_crops": local})
-    own = filler.inherit(stage.crops, crops, (*path, "crops"), rule) or crops
+    crops = crops.model_copy(
+        update={"global_crops": larger, "local_crops": local, "sizes": filler.sizes(stage.sizes, local.size)}
+    )
+    given = stage.crops
+    if given is not None and "behaviour" in given.augmentation.blur.model_fields_set:
+        given = filler.blur(given, (*path, "crops"))  # or the parent's chances would win over the chosen behaviour
+    own = filler.inherit(given, crops, (*path, "crops"), rule) or crops
     filler.notes[(*path, "crops", "global", "size")] = "size"
     if stage.local_size is not None:
         filler.notes[(*path, "crops", "local", "size")] = "localSize"
     stage = filler.fill(stage, path, rule, local_size=own.local_crops.size)
-    return stage.model_copy(update={"crops": own})
+    return stage.model_copy(update={"crops": own, "sizes": filler.sizes(stage.sizes, local.size)})
 
 
 def _highres_recipe(stage: HighRes, parent: Trained, path: Path, rule: str, filler: Filler) -> HighRes:

@@ -4,14 +4,16 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from dinoctl.spec.base import Section, choice, paper
+from dinoctl.spec.base import Section, choice, derived, paper
 
 
 class Engine(Section):
     """What shards and steps the model."""
 
     name: Literal["deepspeed", "ddp"] = choice("deepspeed", "deepspeed shards with ZeRO; ddp keeps a copy a worker.")
-    zero_stage: Literal[3] = choice(3, "What ZeRO shards: 3 is optimizer, gradients and parameters. deepspeed only.")
+    zero_stage: Literal[3] | None = derived(
+        "What ZeRO shards: 3 is optimizer, gradients and parameters. deepspeed only.", "3 with deepspeed"
+    )
 
 
 class Compute(Section):
@@ -31,6 +33,6 @@ class Compute(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "Compute":
-        if self.engine.name != "deepspeed" and "zero_stage" in self.engine.model_fields_set:
+        if self.engine.name != "deepspeed" and self.engine.zero_stage is not None:
             raise ValueError(f"engine {self.engine.name} has no zeroStage; leave it out or use engine deepspeed")
         return self

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from dinoctl.spec.base import Section
 from dinoctl.spec.model import ModelSpec
 from dinoctl.spec.policy import KnnSettings
-from dinoctl.spec.recipe import Crops, Gram, Losses, Schedules
+from dinoctl.spec.recipe import Crops, CropSizes, Gram, Losses, Schedules
 from dinoctl.spec.yamldoc import Path
 
 S = TypeVar("S", bound=Section)
@@ -58,9 +58,29 @@ class Filler:
 
     def crops(self, crops: Crops, path: Path, *, patch_size: int) -> Crops:
         """The local crop size: 7/16 of the global one in whole patches (98 of 224 at patch 14, 96 at patch 16)."""
-        patches = max(1, round(crops.global_crops.size * 7 / 16 / patch_size))
+        whole = crops.global_crops
+        if crops.sizes and "size" not in whole.model_fields_set:
+            whole = whole.model_copy(update={"size": max(pair.global_size for pair in crops.sizes)})
+            self.notes[(*path, "global", "size")] = "largest of crops.sizes"
+        patches = max(1, round(whole.size * 7 / 16 / patch_size))
         local = self.fill(crops.local_crops, (*path, "local"), size=patches * patch_size)
-        return crops.model_copy(update={"local_crops": local})
+        filled = crops.model_copy(update={"global_crops": whole, "local_crops": local})
+        return self.blur(filled.model_copy(update={"sizes": self.sizes(crops.sizes, local.size)}), path)
+
+    @staticmethod
+    def sizes(sizes: list[CropSizes] | None, local: int | None) -> list[CropSizes] | None:
+        """Pairs of sizes, each with a local one."""
+        return sizes and [pair.model_copy(update={"local_size": pair.local_size or local}) for pair in sizes]
+
+    def blur(self, crops: Crops, path: Path) -> Crops:
+        """The chances of blur as its behaviour has them."""
+        augmentation, blur = crops.augmentation, crops.augmentation.blur
+        first, second, local = blur.chances()
+        where = (*path, "augmentation", "blur")
+        blur = self.fill(
+            blur, where, f"behaviour {blur.behaviour}", first_global=first, second_global=second, local=local
+        )
+        return crops.model_copy(update={"augmentation": augmentation.model_copy(update={"blur": blur})})
 
     def schedules(self, schedules: T, path: Path, *, steps: int) -> T:
         """Warm-up lengths as the paper's shares of ``steps``."""

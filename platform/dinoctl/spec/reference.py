@@ -99,7 +99,7 @@ def _type(field: dict[str, Any]) -> str:
     if field.get("type") == "object":
         return f"mapping of name to {_type(field['additionalProperties'])}"
     kinds = field["type"] if isinstance(field["type"], list) else [field["type"]]
-    return " or ".join(_KINDS[kind] for kind in kinds) + _limits(field)
+    return " or ".join(_list(field) if kind == "array" else _KINDS[kind] for kind in kinds) + _limits(field)
 
 
 def _list(field: dict[str, Any]) -> str:

@@ -20,10 +20,14 @@ from dinoctl.spec.fill import Filler, yaml_name
 from dinoctl.spec.graph import parents, topological
 from dinoctl.spec.job import API_VERSION, JobSpec
 from dinoctl.spec.load import LoadedJob
+from dinoctl.spec.recipe import RELEASED_ORDER
 from dinoctl.spec.yamldoc import Path, show
 
-_HOW_NOT_WHAT = ("logEvery", "batchSize", "workers")
-"""Fields of a stage or gate that change speed or output on the way, not the result."""
+_HOW_NOT_WHAT = ("logEvery", "batchSize", "workers", "behaviour")
+"""Fields of a stage or gate that change speed or output on the way, not the result, or that only fill in others."""
+_ADDED_LATER: Mapping[str, object] = {"order": list(RELEASED_ORDER)}
+"""Fields younger than jobs that exist: left out of the hash while they say what held before, so that it stays."""
+_NOTHING = object()
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,11 @@ def decisive(spec: JobSpec) -> dict[str, Any]:
 
 def _decisive(content: Any) -> Any:
     if isinstance(content, dict):
-        return {key: _decisive(value) for key, value in content.items() if key not in _HOW_NOT_WHAT}
+        return {
+            key: _decisive(value)
+            for key, value in content.items()
+            if key not in _HOW_NOT_WHAT and value != _ADDED_LATER.get(key, _NOTHING)
+        }
     return content
 
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from dinoctl.spec.base import Probability, Section, Size, Steps, choice, derived, paper
 from dinoctl.spec.model import ModelSpec
 from dinoctl.spec.policy import KnnSettings
-from dinoctl.spec.recipe import Crops, DistillSchedules, Heads, Losses, Masks, Optimizer, Schedules
+from dinoctl.spec.recipe import Crops, CropSizes, DistillSchedules, Heads, Losses, Masks, Optimizer, Schedules
 from dinoctl.spec.sources import DataSource, ModelSource, TrainData, Uri
 
 
@@ -63,6 +63,12 @@ class HighRes(Section):
     steps: Steps = paper(10000, "Optimizer steps; all schedules are compressed to them.", "paper App. B.2")
     size: int = paper(518, "Side of the global crops in pixels.", "paper App. B.2", ge=4)
     local_size: int | None = derived("Side of the local crops in pixels (unpublished).", "that of the parent", ge=4)
+    sizes: list[CropSizes] | None = choice(
+        None,
+        "Mixed resolutions: pairs of sizes, of which every step draws one. size, which is then the largest of them "
+        "unless given, stays that of the positional table and of the exported model. Null: size alone.",
+        min_length=1,
+    )
     learning_rate_factor: float = choice(
         0.2, "Factor on the parent's base learning rate (unpublished, 'reduced').", gt=0
     )

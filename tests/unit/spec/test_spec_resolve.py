@@ -99,6 +99,7 @@ pretrain:
   model: {arch: vit_small, layerScale: null}
   heads: {ibot: null}
 policy: {deadline: 30d}
+compute: {engine: {name: ddp}}
 """
 
 
