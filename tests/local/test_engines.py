@@ -104,6 +104,7 @@ class Training:
     losses: list[float] = field(default_factory=list)
     norms: dict[str, float] = field(default_factory=dict)
     done: int = 0
+    schedules: RecipeSchedules = SCHEDULES
 
     def __post_init__(self) -> None:
         who = WriterIdentity(1, self.engine.rank, self.engine.world, "spec", "run", 0, {})
@@ -112,10 +113,12 @@ class Training:
     def to(self, step: int) -> Training:
         engine = self.engine
         while self.done < step:
-            values = SCHEDULES.at(self.done)
+            values = self.schedules.at(self.done)
             apply(engine.groups, values)
+            if values.refresh_gram:
+                engine.copy("teacher.backbone.", "gram.")
             inputs = batch(self.done, engine.rank, engine.world)
-            loss, _ = engine.forward(*inputs, values.teacher_temperature, self.done)
+            loss, _ = engine.forward(*inputs, values.teacher_temperature, self.done, values.gram_weight)
             engine.backward(loss)
             self.norms = {name: float(norm) for name, norm in engine.clip(CLIP).items()}
             engine.step()
@@ -235,12 +238,12 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     return Found(root, torch.load(root / "results.pt", weights_only=True), outcome)
 
 
-def assert_agree(ours: State, theirs: State) -> None:
+def assert_agree(ours: State, theirs: State, weight_atol: float = WEIGHT_ATOL) -> None:
     assert ours.keys() == theirs.keys()
     off = {key: float((ours[key] - theirs[key]).abs().max()) for key in ours if ours[key].numel()}
     for (kind, name), error in off.items():
         size = MOMENT_RTOL * float(theirs[kind, name].abs().max())
-        limit = {"param": WEIGHT_ATOL, "teacher": AVERAGE_ATOL}.get(kind, size)
+        limit = {"param": weight_atol, "teacher": AVERAGE_ATOL}.get(kind, size)
         assert error <= limit, (kind, name, error, limit)
 
 

@@ -21,6 +21,9 @@ class ViTConfig:
     network accepts. `drop_path` is the rate of stochastic depth, equal for all blocks; `layerscale` the initial gamma
     (None: no LayerScale at all). `interpolate_antialias` and `interpolate_offset` say how the position table is resized
     to other image sizes: the original models use (False, 0.1), the register models (True, 0.0).
+
+    Additions of DINOv3 (arXiv 2508.10104): `local_cls_norm` gives the class token of local crops, and `cls_norm` class
+    token and registers of all crops, a final norm of their own.
     """
 
     embed_dim: int
@@ -35,6 +38,8 @@ class ViTConfig:
     drop_path: float = 0.0
     interpolate_antialias: bool = False
     interpolate_offset: float = 0.1
+    local_cls_norm: bool = False
+    cls_norm: bool = False
 
     def __post_init__(self) -> None:
         for name in ("embed_dim", "depth", "num_heads", "patch_size", "img_size"):

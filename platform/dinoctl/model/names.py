@@ -46,9 +46,13 @@ def is_huggingface(state: Mapping[str, object]) -> bool:
 
 
 def to_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An official flat backbone state under the names of transformers; tensors are shared, not copied."""
+    """An official flat backbone state under the names of transformers; tensors are shared, not copied.
+
+    The norm of local crops' class tokens is left out, since local crops are for training only. Raises ValueError for a
+    norm of the class token, which transformers does not know.
+    """
     result: dict[str, Tensor] = {}
-    for key, value in state.items():
+    for key, value in _released_kind(state, "transformers").items():
         block = re.match(r"^blocks\.(\d+)\.attn\.qkv\.(weight|bias)$", key)
         if block:
             prefix = f"encoder.layer.{block[1]}.attention.attention"
@@ -78,10 +82,13 @@ def from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An official flat backbone state under the names of timm's `vit_*_dinov2` models."""
+    """An official flat backbone state under the names of timm's `vit_*_dinov2` models.
+
+    What is left out and what is refused is as in `to_huggingface`.
+    """
     result = {
         key.replace(".mlp.w12.", ".mlp.fc1.").replace(".mlp.w3.", ".mlp.fc2."): value
-        for key, value in state.items()
+        for key, value in _released_kind(state, "timm").items()
         if key != "mask_token"
     }
     if "register_tokens" in result:
@@ -90,6 +97,12 @@ def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         result["cls_token"] = result["cls_token"] + position[:, :1]
         result["pos_embed"] = position[:, 1:]
     return result
+
+
+def _released_kind(state: Mapping[str, Tensor], library: str) -> dict[str, Tensor]:
+    if "cls_norm.weight" in state:
+        raise ValueError(f"{library} has no DINOv2 model with a norm of the class token (model.untieNorms)")
+    return {key: value for key, value in state.items() if not key.startswith("local_cls_norm.")}
 
 
 def _rename(key: str, rules: tuple[tuple[str, str], ...]) -> str:

@@ -51,6 +51,8 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(dim, config.patch_size)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.cls_norm = nn.LayerNorm(dim, eps=NORM_EPS) if config.cls_norm else None
+        self.local_cls_norm = nn.LayerNorm(dim, eps=NORM_EPS) if config.local_cls_norm else None
         self.init_weights(generator)
 
     @torch.no_grad()
@@ -84,7 +86,8 @@ class VisionTransformer(nn.Module):
         equal to separate calls. `masks` is (B, N) bool, for a list one (or None) for each group: where true, the mask
         token replaces the patch.
         `seed` decides which samples stochastic depth leaves out (training mode and `drop_path` > 0 only); None draws
-        from the global generator. Raises ValueError for sides that are not multiples of the patch size.
+        from the global generator. In training mode the groups after the first are local crops: their class tokens get
+        `local_cls_norm`, if there is one. Raises ValueError for sides that are not multiples of the patch size.
         """
         features = self._forward(x, masks, seed)
         if is_training:
@@ -123,7 +126,7 @@ class VisionTransformer(nn.Module):
         for index, block in enumerate(self.blocks):
             pair = (kept[2 * index], kept[2 * index + 1]) if kept else None
             x = self._run(block, x, layout, pair)
-        normed = unpack(self.norm(x), layout)
+        normed = self._normed(x, layout)
         first = 1 + self.config.registers
         return [
             Features(
@@ -135,6 +138,22 @@ class VisionTransformer(nn.Module):
             )
             for norm, prenorm, mask in zip(normed, unpack(x, layout), masks, strict=True)
         ]
+
+    def _normed(self, x: Tensor, layout: Layout) -> list[Tensor]:
+        """After the final norms: for each group (crops, tokens, D)."""
+        normed = unpack(self.norm(x), layout)
+        if self.cls_norm is None and self.local_cls_norm is None:
+            return normed
+        both = zip(normed, unpack(x, layout), strict=True)
+        return [self._fronted(after, before, index > 0) for index, (after, before) in enumerate(both)]
+
+    def _fronted(self, normed: Tensor, prenorm: Tensor, later: bool) -> Tensor:
+        """`normed` (crops, tokens, D) with the tokens before the patches normed as their own norms do it."""
+        first = 1 + self.config.registers
+        front = normed[:, :first] if self.cls_norm is None else self.cls_norm(prenorm[:, :first])
+        if later and self.training and self.local_cls_norm is not None:
+            front = torch.cat([self.local_cls_norm(prenorm[:, :1]), front[:, 1:]], dim=1)
+        return torch.cat([front, normed[:, first:]], dim=1)
 
     def _run(self, block: nn.Module, x: Tensor, layout: Layout, kept: tuple[Kept, Kept] | None) -> Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():
@@ -213,7 +232,7 @@ class VisionTransformer(nn.Module):
         for index, block in enumerate(self.blocks):
             tokens = self._run(block, tokens, layout, None)
             if index in wanted:
-                taken.append(unpack(self.norm(tokens) if norm else tokens, layout)[0])
+                taken.append((self._normed(tokens, layout) if norm else unpack(tokens, layout))[0])
         first = 1 + self.config.registers
         patches = [layer[:, first:] for layer in taken]
         if reshape:

@@ -149,6 +149,8 @@ def infer_config(state: Mapping[str, Tensor], *, num_heads: int | None = None) -
         layerscale=1e-5 if "blocks.0.ls1.gamma" in state else None,
         interpolate_antialias=registers > 0,
         interpolate_offset=0.0 if registers else 0.1,
+        local_cls_norm="local_cls_norm.weight" in state,
+        cls_norm="cls_norm.weight" in state,
     )
 
 

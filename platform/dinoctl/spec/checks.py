@@ -28,6 +28,8 @@ def check(spec: JobSpec, others: Mapping[str, JobSpec]) -> Iterator[Finding]:
         yield from _crops(stage.crops, stage.model, path, sizes=isinstance(stage, HighRes))
     if stage.schedules is not None:
         yield from _schedules(stage.schedules, (*path, "schedules"), stage.steps)
+    if stage.model is not None:
+        yield from _extensions(stage.model, stage.crops, (*path, "model"))
     if stage.losses is not None and stage.losses.gram is not None:
         yield from _gram(stage, stage.losses.gram, (*path, "losses", "gram"))
     if isinstance(stage, HighRes):
@@ -71,6 +73,11 @@ def _highres(stage: HighRes, parent: Trained | None, path: Path) -> Iterator[Fin
         yield (*path, "model"), "is the parent's; only dropPath can be changed, leave out the rest"
     if stage.heads != parent.heads:
         yield (*path, "heads"), "are the parent's and cannot be changed; leave them out"
+
+
+def _extensions(model: ModelSpec, crops: Crops | None, path: Path) -> Iterator[Finding]:
+    if model.untie_norms in ("local_cls", "both") and crops is not None and not crops.local_crops.count:
+        yield (*path, "untieNorms"), f"{model.untie_norms}, but there are no local crops; crops.local.count is 0"
 
 
 def _gram(stage: Trained, gram: Gram, path: Path) -> Iterator[Finding]:

@@ -49,6 +49,13 @@ class ModelSpec(Section):
         "How positional embeddings are resized.", "antialias with registers, offset (the original models) without"
     )
 
+    untie_norms: Literal["local_cls", "cls", "both"] | None = paper(
+        None,
+        "Final norms of their own (DINOv3): local_cls for class tokens of local crops, cls for class token and "
+        "registers apart from patches; null is one norm.",
+        "code config",
+    )
+
     @model_validator(mode="after")
     def _shape(self) -> "ModelSpec":
         sizes = {"embedDim": self.embed_dim, "depth": self.depth, "numHeads": self.num_heads}

@@ -11,6 +11,8 @@ from dinoctl.training.context import Context
 from dinoctl.training.learner import Learner
 from dinoctl.training.loop import LoopResult
 
+_EXTENSIONS = ("local_cls_norm", "cls_norm")
+
 
 def run(attempt: Attempt, context: Context) -> LoopResult:
     """Enlarges the positions of both networks and trains with the compressed schedules."""
@@ -29,7 +31,7 @@ def run(attempt: Attempt, context: Context) -> LoopResult:
 def _check_same(parent: OpenedModel, wanted: ViTConfig) -> None:
     """A registered model may be another one than the document says."""
     found = parent.exported.config
-    for name in ("embed_dim", "depth", "num_heads", "patch_size", "registers", "ffn"):
+    for name in ("embed_dim", "depth", "num_heads", "patch_size", "registers", "ffn", *_EXTENSIONS):
         if getattr(found, name) != getattr(wanted, name):
             raise UserError(
                 f"{parent.origin} has {name} {getattr(found, name)}, but highres.model says {getattr(wanted, name)}; "

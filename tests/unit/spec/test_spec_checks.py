@@ -40,6 +40,10 @@ DISTILL = "distill: {teacher: {job: p}, data: {source: x}, model: {arch: vit_sma
             "pretrain: {data: {source: x}, losses: {gram: {startStep: 0}}}",
             "losses.gram.startStep: 0 would hold patches near those of the untrained network",
         ),
+        (
+            "pretrain: {data: {source: x}, crops: {local: {count: 0}}, model: {untieNorms: local_cls}}",
+            "model.untieNorms: local_cls, but there are no local crops",
+        ),
         (DISTILL + "}, losses: {gram: {}}}", "losses.gram: needs a teacher that is the student's average"),
         (
             "pretrain: {data: {source: x}, crops: {global: {size: 225}}}",

@@ -89,7 +89,7 @@ class Watched(DdpEngine):
 def engine() -> Watched:
     made = learner()
     groups = parameter_groups(made.named_parameters(), depth=2, optimizer=Optimizer())
-    return Watched(made, torch.optim.AdamW(groups), precision="fp32", device=torch.device("cpu"))
+    return Watched(made, torch.optim.AdamW(groups, fused=True), precision="fp32", device=torch.device("cpu"))
 
 
 def anchored(root: Path, **changes: int) -> Run:
