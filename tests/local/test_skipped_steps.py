@@ -7,6 +7,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,14 @@ from dinoctl.data.batch import Batch
 from dinoctl.data.local import LocalStorage
 from dinoctl.handover.ledger import Ledger
 from dinoctl.training.context import ProcessContext
+from dinoctl.training.culprit import Culprit
 from dinoctl.training.ledger import LedgerWriter, WriterIdentity
 from dinoctl.training.loop import DivergedError, Loop, LoopSettings
+from dinoctl.training.vitals import Vitals
 
 WORLD, STEPS, BROKEN = 2, 6, 3
 ENGINES = ("ddp", "deepspeed")
+RANK = "health/effective_rank_student"
 
 
 def batches(rank: int, broken: set[int]) -> Iterator[Batch]:
@@ -39,14 +44,28 @@ def batches(rank: int, broken: set[int]) -> Iterator[Batch]:
 def looped(engine: str, rank: int, folder: Path, broken: set[int]) -> list[dict[str, float]]:
     recorded: list[dict[str, float]] = []
     writer = LedgerWriter(Ledger(LocalStorage(folder)), WriterIdentity(1, rank, WORLD, "spec", "run", 0, {}), keep=9)
+    learner = pretraining()
+    made = engine_of(engine, learner)
+    inputs = attrgetter("global_crops", "local_crops", "masks", "mask_indices", "mask_weights")
+    culprit = Culprit(
+        learner,
+        made,
+        SCHEDULES,
+        inputs=inputs,
+        again=lambda step: next(islice(batches(rank, broken), step, None)),
+        clip_norm=CLIP,
+        seed=0,
+    )
     loop = Loop(
         ProcessContext(torch.device("cpu")),
-        engine_of(engine, pretraining()),
+        made,
         SCHEDULES,
         writer,
         LoopSettings(STEPS, IMAGES, checkpoint_every=6, log_every=2, clip_norm=CLIP, seed=0),
-        inputs=lambda b: (b.global_crops, b.local_crops, b.masks, b.mask_indices, b.mask_weights),
+        inputs=inputs,
         record=lambda _, metrics: recorded.append(metrics),
+        vitals=Vitals(learner, every=4, after=0, images=IMAGES),
+        explain=culprit.explain,
     )
     try:
         loop.run(batches(rank, broken), 0)
@@ -95,13 +114,17 @@ def test_a_step_broken_on_one_rank_leaves_no_trace_on_any(root: Path, engine: st
     points = torch.load(root / "found-0.pt")[engine]
     assert [point["health/skipped_steps"] for point in points] == [0, 0, 1, 1]
     assert all(math.isfinite(value) for point in points for value in point.values())
+    assert [step for step, point in zip((1, 2, 4, 6), points, strict=True) if RANK in point] == [4]
+    assert 1 < points[2][RANK] <= 2 * IMAGES
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_streak_ends_the_run_on_all_ranks(root: Path, engine: str) -> None:
     errors = [torch.load(root / f"found-{rank}.pt")[f"{engine}-error"] for rank in range(WORLD)]
     assert errors[0] == errors[1]
-    assert errors[0].startswith(
-        "3 steps in a row had a loss or gradients that are not finite, the first of them step 1"
-    )
+    assert errors[0].startswith("3 steps in a row had a loss or gradients that are not finite")
+    assert (
+        "the first of them step 1 (the first that is not finite: module teacher.backbone.patch_embed.proj (forward; "
+        "the crops themselves are not finite) on rank 1; samples 0); they were skipped"
+    ) in errors[0]
     assert Ledger(LocalStorage(root / f"{engine}-streak")).steps() == []

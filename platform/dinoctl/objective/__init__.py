@@ -10,7 +10,14 @@ from dinoctl.objective.dino import dino_global_loss, dino_local_loss, dino_pairs
 from dinoctl.objective.features import feature_distance, view_distance
 from dinoctl.objective.gram import gram_loss
 from dinoctl.objective.ibot import ibot_loss
-from dinoctl.objective.indicators import feature_std, prototype_usage, target_entropy
+from dinoctl.objective.indicators import (
+    agreement,
+    effective_rank,
+    feature_std,
+    prototype_usage,
+    spread_rows,
+    target_entropy,
+)
 from dinoctl.objective.koleo import grouped_koleo_loss, koleo_loss
 from dinoctl.objective.reduce import all_reduce_max, all_reduce_sum
 from dinoctl.objective.sinkhorn import sinkhorn_knopp
@@ -18,11 +25,13 @@ from dinoctl.objective.sinkhorn import sinkhorn_knopp
 __all__ = [
     "SinkhornKnopp",
     "SoftmaxCenter",
+    "agreement",
     "all_reduce_max",
     "all_reduce_sum",
     "dino_global_loss",
     "dino_local_loss",
     "dino_pairs",
+    "effective_rank",
     "feature_distance",
     "feature_std",
     "gram_loss",
@@ -32,6 +41,7 @@ __all__ = [
     "prototype_usage",
     "sinkhorn_knopp",
     "soft_cross_entropy",
+    "spread_rows",
     "target_entropy",
     "view_distance",
 ]

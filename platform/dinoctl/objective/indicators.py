@@ -1,4 +1,6 @@
-"""Numbers that show early whether training collapses. Cheap, without gradient, of this rank's rows only."""
+"""Numbers that show early whether training collapses. Without gradient, of the given rows only; docs/health.md reads
+them.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,35 @@ def prototype_usage(logits: Tensor, temperature: float | Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def agreement(logits: Tensor, targets: Tensor) -> Tensor:
+    """Share of rows (n, K) whose largest logit is at the largest target, 0-dim fp32; 0 where there are no rows."""
+    same = logits.argmax(-1) == targets.argmax(-1)
+    return same.float().sum() / max(1, len(same))
+
+
+@torch.no_grad()
 def feature_std(features: Tensor) -> Tensor:
     """Spread of L2-normalised rows (n, D), 0-dim: about 1 where they fill the sphere evenly, 0 where all are equal."""
     rows = torch.nn.functional.normalize(features.float(), dim=-1)
     return rows.var(0, correction=0).sum().sqrt()
+
+
+@torch.no_grad()
+def effective_rank(features: Tensor) -> float:
+    """How many directions rows (n, D) use: exp of the entropy of their singular values' shares (Roy & Vetterli 2007,
+    "The effective rank", eq. 3-4), between 1 and min(n, D). Rows are not centered: equal ones have rank 1.
+
+    NaN where a row is not finite. Waits for the device.
+    """
+    if not bool(features.isfinite().all()):
+        return float("nan")
+    values = torch.linalg.svdvals(features.float())
+    return float(_entropy(values / values.sum().clamp(min=torch.finfo(torch.float32).tiny)).exp())
+
+
+def spread_rows(rows: Tensor, most: int) -> Tensor:
+    """At most `most` rows, taken evenly from first to last."""
+    return rows[:: -(-len(rows) // most)] if len(rows) > most else rows
 
 
 def _entropy(probabilities: Tensor) -> Tensor:

@@ -23,8 +23,9 @@ class CheckpointPolicy(Section):
 
 
 class HealthPolicy(Section):
-    """When a model is too ill to be trained on."""
+    """What is looked at while a model trains, and when it is too ill to go on (docs/health.md)."""
 
+    every_steps: int = choice(100, "Steps between measurements of the effective rank of the class tokens.", ge=1)
     max_skipped_streak: int = choice(
         2,
         "Steps in a row that may be skipped because loss or gradients are not finite; a longer streak ends the job. "

@@ -18,6 +18,7 @@ from dinoctl.stages.measure import check_labelled, knn_data
 from dinoctl.stages.recipe import Recipe
 from dinoctl.tracking.spool import Spool
 from dinoctl.training.context import Context
+from dinoctl.training.culprit import Culprit
 from dinoctl.training.engines.base import Engine
 from dinoctl.training.engines.build import build_engine
 from dinoctl.training.groups import parameter_groups
@@ -26,6 +27,7 @@ from dinoctl.training.ledger import Checkpoint, LedgerWriter, WriterIdentity
 from dinoctl.training.loop import Loop, LoopResult, LoopSettings
 from dinoctl.training.matching import FeatureLearner
 from dinoctl.training.schedules import RecipeSchedules
+from dinoctl.training.vitals import Vitals
 
 
 def train(
@@ -39,7 +41,7 @@ def train(
     config = learner.student.backbone.config
     engine = make_engine(attempt, context, recipe, learner, config.depth)
     data = open_data(recipe, attempt.spec.seed)
-    result = fit(attempt, context, recipe, engine, data, config.patch_size)
+    result = fit(attempt, context, recipe, engine, learner, data, config.patch_size)
     if not result.stopped:
         finish(attempt, context, recipe, engine, learner, result, data_hash=data.hash, image_size=image_size)
     return result
@@ -56,6 +58,7 @@ def fit(
     context: Context,
     recipe: Recipe,
     engine: Engine,
+    learner: nn.Module,
     data: Data,
     patch_size: int,
     *,
@@ -67,7 +70,7 @@ def fit(
     """
     ledger = Ledger(attempt.storage.child(folder))
     start, skipped = _resume(attempt, context, ledger, engine)
-    return _run_loop(attempt, context, recipe, engine, ledger, data, start, skipped, patch_size, prefix)
+    return _run_loop(attempt, context, recipe, engine, learner, ledger, data, start, skipped, patch_size, prefix)
 
 
 def _resume(attempt: Attempt, context: Context, ledger: Ledger, engine: Engine) -> tuple[int, int]:
@@ -103,6 +106,7 @@ def _run_loop(
     context: Context,
     recipe: Recipe,
     engine: Engine,
+    learner: nn.Module,
     ledger: Ledger,
     data: Data,
     start: int,
@@ -123,16 +127,34 @@ def _run_loop(
         seed=spec.seed,
         max_skipped_streak=spec.policy.health.max_skipped_streak,
     )
-    schedules = RecipeSchedules(
-        recipe.schedules, steps=recipe.steps, global_batch=recipe.global_batch, gram=recipe.losses.gram
-    )
-    loader = _loader(attempt, context, recipe, data, start, patch_size)
+    schedules = schedules_of(recipe)
+    workers = spec.compute.loader_workers
+    loader = _loader(attempt, recipe, data, start, patch_size, context.rank, context.world, workers)
     writer = LedgerWriter(ledger, identity, keep=policy.keep)
     spool = Spool(attempt.spool, attempt=attempt.number) if context.rank == 0 else None
     try:
-        inputs = _inputs(recipe, engine.device)
-        record = _recorder(spool, prefix)
-        loop = Loop(context, engine, schedules, writer, settings, inputs=inputs, record=record, skipped=skipped)
+        inputs = inputs_of(recipe, engine.device)
+        culprit = Culprit(
+            learner,
+            engine,
+            schedules,
+            inputs=inputs,
+            again=lambda step: one_batch(attempt, recipe, data, step, patch_size, context.rank, context.world),
+            clip_norm=recipe.optimizer.clip_norm,
+            seed=spec.seed,
+        )
+        loop = Loop(
+            context,
+            engine,
+            schedules,
+            writer,
+            settings,
+            inputs=inputs,
+            record=_recorder(spool, prefix),
+            vitals=_vitals(attempt, recipe, learner),
+            explain=culprit.explain,
+            skipped=skipped,
+        )
         return loop.run(iter(loader), start)
     finally:
         writer.close()
@@ -141,17 +163,41 @@ def _run_loop(
             spool.close()
 
 
-def _loader(attempt: Attempt, context: Context, recipe: Recipe, data: Data, start: int, patch_size: int) -> TrainLoader:
+def schedules_of(recipe: Recipe) -> RecipeSchedules:
+    """Everything that changes with the step, of a resolved recipe."""
+    return RecipeSchedules(
+        recipe.schedules, steps=recipe.steps, global_batch=recipe.global_batch, gram=recipe.losses.gram
+    )
+
+
+def one_batch(attempt: Attempt, recipe: Recipe, data: Data, step: int, patch_size: int, rank: int, world: int) -> Batch:
+    """A rank's batch of one step, made in this process: whoever asks, it is the same."""
+    with _loader(attempt, recipe, data, step, patch_size, rank, world, workers=0) as loader:
+        return next(loader)
+
+
+def _vitals(attempt: Attempt, recipe: Recipe, learner: nn.Module) -> Vitals | None:
+    """Nothing to look at where the backbone does not learn, or there are no prototypes."""
+    if not isinstance(learner, Learner):
+        return None
+    warmup = recipe.schedules.learning_rate.warmup_steps or 0
+    every = attempt.spec.policy.health.every_steps
+    return Vitals(learner, every=every, after=warmup, images=recipe.global_batch)
+
+
+def _loader(
+    attempt: Attempt, recipe: Recipe, data: Data, start: int, patch_size: int, rank: int, world: int, workers: int
+) -> TrainLoader:
     return TrainLoader(
         data.parts,
         data.order,
         recipe.crops,
         recipe.masks,
         seed=attempt.spec.seed,
-        rank=context.rank,
-        world=context.world,
+        rank=rank,
+        world=world,
         start_step=start,
-        workers=attempt.spec.compute.loader_workers,
+        workers=workers,
         patch_size=patch_size,
         max_bad_rate=recipe.data.max_bad_rate,
     )
@@ -166,7 +212,7 @@ def _recorder(spool: Spool | None, prefix: str) -> Callable[[int, dict[str, floa
     return record
 
 
-def _inputs(recipe: Recipe, device: torch.device) -> Callable[[Batch], tuple[Tensor | None, ...]]:
+def inputs_of(recipe: Recipe, device: torch.device) -> Callable[[Batch], tuple[Tensor | None, ...]]:
     """A batch as the learner takes it: on the device, crops normalised there (uint8 travels)."""
     mean, std = recipe.crops.augmentation.mean, recipe.crops.augmentation.std
 

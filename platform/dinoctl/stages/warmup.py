@@ -62,7 +62,8 @@ def _train(attempt: Attempt, context: Context, recipe: Recipe, backbone: VisionT
     engine = make_engine(attempt, context, recipe, learner, config.depth)
     data = open_data(recipe, attempt.spec.seed)
     own = _Warming(context)
-    result = fit(attempt, own, recipe, engine, data, config.patch_size, folder=HEADS_CHECKPOINTS, prefix=METRICS)
+    places = {"folder": HEADS_CHECKPOINTS, "prefix": METRICS}
+    result = fit(attempt, own, recipe, engine, learner, data, config.patch_size, **places)
     return not result.stopped
 
 

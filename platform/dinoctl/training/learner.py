@@ -8,6 +8,7 @@ never on the data, since a rank that leaves one out would wait for the others fo
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Self, cast
 
 import torch
@@ -19,15 +20,13 @@ from dinoctl.objective import (
     SoftmaxCenter,
     dino_global_loss,
     dino_local_loss,
-    feature_std,
     gram_loss,
     grouped_koleo_loss,
     ibot_loss,
     koleo_loss,
-    prototype_usage,
-    target_entropy,
 )
 from dinoctl.spec.recipe import Head, Heads, Losses
+from dinoctl.training.signals import Study, student_signals, teacher_signals
 
 
 class HeadPair(nn.Module):
@@ -87,6 +86,7 @@ class Learner(nn.Module):
         self.ema = ema
         self.losses = losses
         self.mask_student = mask_student
+        self.observer: Callable[[Study], None] | None = None
         dino, ibot = student.prototypes()
         self.dino_targets = target_rule(losses, dino)
         self.ibot_targets = target_rule(losses, ibot)
@@ -133,39 +133,40 @@ class Learner(nn.Module):
         run, so it has to be None, or not, on all ranks.
 
         Metrics are 0-dim, detached, of this rank: `loss`; `dino_global`, `dino_local`, `ibot`, `koleo` and, if there is
-        a Gram teacher, `gram`, its weighted parts; `target_entropy` (nats, of the class targets), `prototype_usage`
-        (nats, of the teacher before balancing), `feature_std` (1 spread, 0 collapsed, of the student's class tokens).
-        The mean over ranks of loss and parts is that of the whole batch.
+        a Gram teacher, `gram`, its weighted parts; `health/...`, what docs/health.md tells of (`training.signals`).
+        The mean over ranks of loss and parts is that of the whole batch. `observer`, if there is one, sees more.
 
         Raises ValueError for masks that do not fit the crops, or fewer than 2 images with KoLeo.
         """
         dtype = self.student.backbone.cls_token.dtype
         crops = [group.to(dtype) for group in (global_crops, local_crops) if group is not None]
-        targets, metrics = self._teach(crops[0], masks, mask_indices, teacher_temperature)
+        targets, metrics, taught = self._teach(crops[0], masks, mask_indices, teacher_temperature)
         anchors = None if gram_weight is None else self._anchors(crops[0])
         logits, features = self._study(crops, masks, mask_indices, seed)
         classes = features["x_norm_clstoken"]
         parts = self._parts(logits, targets, classes, mask_weights)
         parts |= self._gram_part(features["x_norm_patchtokens"], anchors, gram_weight or 0.0)
         loss = torch.stack(list(parts.values())).sum()
-        metrics |= {"loss": loss, **parts, "feature_std": feature_std(classes)}
+        study = Study(classes, taught, logits, targets, mask_weights)
+        metrics |= {"loss": loss, **parts, **student_signals(study)}
+        if self.observer is not None:
+            self.observer(study)
         return loss, {name: value.detach() for name, value in metrics.items()}
 
     @torch.no_grad()
     def _teach(
         self, crops: Tensor, masks: Tensor, indices: Tensor, temperature: float
-    ) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
-        """Targets of the class tokens (2 B, K) and of the masked patch tokens (M, K'), fp32, and their indicators."""
+    ) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor], Tensor]:
+        """Targets of the class tokens (2 B, K) and of the masked patch tokens (M, K'), fp32, their signals, and the
+        class tokens (2 B, D).
+        """
         features = cast(Features, self.teacher.backbone(crops, is_training=True))
         patches = features["x_norm_patchtokens"]
         if masks.shape != patches.shape[:2]:
             raise ValueError(f"masks {tuple(masks.shape)} do not fit the crops' patches {tuple(patches.shape[:2])}")
         classes, tokens = self.teacher.project(features["x_norm_clstoken"], select(patches, indices))
         targets = self.dino_targets(classes, temperature), self.ibot_targets(tokens, temperature)
-        return targets, {
-            "target_entropy": target_entropy(targets[0]),
-            "prototype_usage": prototype_usage(classes, temperature),
-        }
+        return targets, teacher_signals((classes, tokens), targets, temperature), features["x_norm_clstoken"]
 
     @torch.no_grad()
     def _anchors(self, crops: Tensor) -> Tensor:

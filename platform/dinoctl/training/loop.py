@@ -24,6 +24,7 @@ from dinoctl.training.guard import Skips, StepGuard
 from dinoctl.training.ledger import LedgerWriter
 from dinoctl.training.meter import Meter, Pace
 from dinoctl.training.schedules import RecipeSchedules, StepValues
+from dinoctl.training.vitals import Vitals
 
 _STOP_EVERY = 5  # steps between questions whether to stop; each one costs a host collective
 
@@ -73,6 +74,7 @@ class Loop:
         *,
         inputs: Inputs,
         record: MetricSink,
+        vitals: Vitals | None = None,
         explain: Callable[[int], str] = lambda _: "",
         skipped: int = 0,
     ) -> None:
@@ -82,9 +84,10 @@ class Loop:
         self._context, self._engine, self._schedules = context, engine, schedules
         self._writer, self._settings = writer, settings
         self._inputs, self._record, self._explain = inputs, record, explain
-        self._guard, self._skipped, self._warning = StepGuard(engine.device, skipped), skipped, ""
+        self._guard, self._skipped, self._vitals = StepGuard(engine.device, skipped), skipped, vitals
+        self._warnings = {"skipped": "", "collapse": ""}
         self._meter, self._pace = Meter(), Pace(settings.global_batch)
-        self._committed = 0
+        self._committed = self._looked = 0
         self._loss: float | None = None
         self._wait_s = 0.0
 
@@ -94,7 +97,7 @@ class Loop:
         Raises:
             DivergedError: too many steps in a row were skipped. What is committed is finite all the same.
         """
-        self._committed = start
+        self._committed = self._looked = start
         settings, step, stopped = self._settings, start, False
         while step < settings.steps and not stopped:
             began = time.monotonic()
@@ -135,6 +138,10 @@ class Loop:
         self._skipped = skips.total
         if skips.longest:
             self._tell(skips)
+        if self._vitals is not None:
+            metrics |= self._vitals.measure(self._looked, step)
+            self._warn("collapse", self._vitals.judge(metrics, step))
+        self._looked = step
         if self._context.rank == 0:
             metrics |= {"health/skipped_steps": skips.total}
             metrics |= _rates(self._schedules.at(step - 1))
@@ -160,15 +167,20 @@ class Loop:
                 f"policy.health.maxSkippedStreak ({self._settings.max_skipped_streak})"
             )
         what = f"step {skips.first} was skipped, loss or gradients were not finite{reason}"
-        self._warning = f"{what}; {skips.total} in all"
-        if self._context.rank == 0:
-            sys.stderr.write(f"{self._warning}\n")
+        self._warn("skipped", f"{what}; {skips.total} in all")
+
+    def _warn(self, kind: str, text: str) -> None:
+        """Keeps a warning for the reports to come; a new one goes to the log."""
+        new, self._warnings[kind] = bool(text) and not self._warnings[kind], text
+        if self._context.rank == 0 and (new or (text and kind == "skipped")):
+            sys.stderr.write(f"warning: {text}\n")
 
     def _report(self, step: int) -> None:
         if self._context.rank == 0:
             eta = self._pace.eta_s(self._settings.steps - step)
             pace, steps = self._pace.images_per_s, self._settings.steps
-            progress = Progress(step, steps, pace, eta, self._committed, self._loss, warning=self._warning)
+            warning = "; ".join(filter(None, self._warnings.values()))
+            progress = Progress(step, steps, pace, eta, self._committed, self._loss, warning=warning)
             self._context.report(progress)
 
 

@@ -86,7 +86,8 @@ class FeatureLearner(nn.Module):
         temperature play no part: every patch token of the global crops is matched.
 
         Metrics are 0-dim, detached, of this rank: `loss`; `class_global` (each global crop with itself),
-        `class_local` (each local crop with both global ones), `patches`, `koleo`, its weighted parts; `feature_std`.
+        `class_local` (each local crop with both global ones), `patches`, `koleo`, its weighted parts;
+        `health/feature_std`.
         """
         dtype = self.student.backbone.cls_token.dtype
         crops = [group.to(dtype) for group in (global_crops, local_crops) if group is not None]
@@ -97,7 +98,8 @@ class FeatureLearner(nn.Module):
         patches = self.student.patch_projection(found[0]["x_norm_patchtokens"])
         parts = self._parts(classes, patches, target) | {"koleo": koleo_part(found[0]["x_norm_clstoken"], self.losses)}
         loss = torch.stack(list(parts.values())).sum()
-        metrics = {"loss": loss, **parts, "feature_std": feature_std(found[0]["x_norm_clstoken"])}
+        spread = feature_std(found[0]["x_norm_clstoken"])
+        metrics = {"loss": loss, **parts, "health/feature_std": spread}
         return loss, {name: value.detach() for name, value in metrics.items()}
 
     def _parts(self, classes: Tensor, patches: Tensor, target: Features) -> dict[str, Tensor]:

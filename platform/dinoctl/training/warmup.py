@@ -58,7 +58,7 @@ class HeadsLearner(nn.Module):
         gram_weight: float | None = None,  # noqa: ARG002
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of this rank's B images (0-dim fp32), and metrics. Arguments as `Learner.forward`; `seed` plays no
-        part. Metrics: `loss`, `dino_global`, `dino_local`, `ibot`, `target_entropy`, `prototype_usage`.
+        part. Metrics: `loss`, `dino_global`, `dino_local`, `ibot`, `health/...`.
         """
         whole, seen = self._features(global_crops, local_crops, masks)
         with torch.no_grad():
@@ -71,8 +71,8 @@ class HeadsLearner(nn.Module):
         found = self.student.project(classes, select(seen[0]["x_norm_patchtokens"], mask_indices))
         parts = self._parts(found, targets, mask_weights)
         loss = torch.stack(list(parts.values())).sum()
-        metrics = {"loss": loss, **parts, "target_entropy": target_entropy(targets[0])}
-        metrics["prototype_usage"] = prototype_usage(logits[0], teacher_temperature)
+        metrics = {"loss": loss, **parts, "health/target_entropy": target_entropy(targets[0])}
+        metrics["health/prototype_usage"] = prototype_usage(logits[0], teacher_temperature)
         return loss, {name: value.detach() for name, value in metrics.items()}
 
     @torch.no_grad()

@@ -93,7 +93,7 @@ def test_a_warmup_is_pretraining_with_a_frozen_backbone(shared: bool) -> None:
     whole = pretraining_learner(Network(learner.backbone, pair.dino_head, pair.ibot_head), Losses(koleo=0.0))
     whole.student.backbone.requires_grad_(False)
     results = [model(**inputs) for model in (learner, whole)]
-    for name in ("loss", "dino_global", "dino_local", "ibot", "target_entropy", "prototype_usage"):
+    for name in ("loss", "dino_global", "dino_local", "ibot", "health/target_entropy", "health/prototype_usage"):
         torch.testing.assert_close(results[0][1][name], results[1][1][name], rtol=1e-5, atol=1e-6, msg=name)
     gradients = [torch.autograd.grad(loss, list(pair.parameters())) for loss, _ in results]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)

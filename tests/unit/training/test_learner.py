@@ -93,10 +93,12 @@ def test_metrics(centering: str) -> None:
     assert loss.dtype == torch.float32
     assert loss.shape == ()
     torch.testing.assert_close(metrics["loss"], torch.stack(parts).sum())
-    assert set(metrics) - {"loss"} >= {"target_entropy", "prototype_usage", "feature_std"}
+    assert set(metrics) - {"loss"} >= {
+        f"health/{name}" for name in ("target_entropy", "prototype_usage", "agreement", "feature_std")
+    }
     assert all(value.shape == () and not value.requires_grad for value in metrics.values())
-    assert 0 < metrics["target_entropy"] < torch.tensor(24.0).log()
-    assert 0 < metrics["feature_std"] <= 1
+    assert 0 < metrics["health/target_entropy"] < torch.tensor(24.0).log()
+    assert 0 < metrics["health/feature_std"] <= 1
 
 
 def test_weights_scale_the_parts() -> None:

@@ -30,7 +30,8 @@ from dinoctl.training.schedules import RecipeSchedules
 
 STEPS, BATCH = 12, 2
 CLS = "student.backbone.cls_token"
-PARTS = {"loss", "dino_global", "dino_local", "ibot", "koleo", "target_entropy", "prototype_usage", "feature_std"}
+SIGNALS = ("target_entropy", "prototype_usage", "patch_prototype_usage", "agreement", "patch_agreement", "feature_std")
+PARTS = {"loss", "dino_global", "dino_local", "ibot", "koleo", *(f"health/{signal}" for signal in SIGNALS)}
 NORMS = {f"grad_norm/student.{module}" for module in ("backbone", "dino_head", "ibot_head")}
 RATES = {f"schedule/{name}" for name in ("learning_rate", "weight_decay", "momentum", "teacher_temperature")}
 CLOCKS = {"health/skipped_steps", "images_per_s", "data_wait_s", "checkpoint/copy_s", "checkpoint/wait_s"}

@@ -13,7 +13,13 @@ from dinoctl.tracking.spool_files import attempt_files, start_of
 Curves = Mapping[str, Points]
 
 _PARTS = {"dino_global": "DINO global", "dino_local": "DINO local", "ibot": "iBOT", "koleo": "KoLeo", "gram": "Gram"}
-_ENTROPIES = {"target_entropy": "class targets", "prototype_usage": "prototypes in use"}
+_ENTROPIES = {
+    "health/target_entropy": "class targets",
+    "health/prototype_usage": "prototypes in use",
+    "health/patch_prototype_usage": "patch prototypes in use",
+}
+_AGREEMENTS = {"health/agreement": "class tokens", "health/patch_agreement": "masked patches"}
+_RANKS = {"health/effective_rank_student": "student", "health/effective_rank_teacher": "teacher"}
 _GRADIENTS = "grad_norm/"
 _SCHEDULES = {
     "schedule/learning_rate": "Learning rate",
@@ -81,8 +87,15 @@ def _main(curves: Curves, stage: Mapping[str, Any]) -> Iterator[tuple[Chart, lis
     yield Chart("Gradient norms before clipping", "log scale", _lines(curves, norms, 1), log=True), list(norms)
     entropy = Chart("Entropy of the teacher", "nats", _lines(curves, _ENTROPIES, 1), level=_uniform(stage))
     yield entropy, list(_ENTROPIES)
-    spread = _lines(curves, {"feature_std": "feature std"}, 1)
-    yield Chart("Spread of class tokens", "std; 0 is collapse", spread, zero=True), ["feature_std"]
+    spread = _lines(curves, {"health/feature_std": "feature std"}, 1)
+    yield Chart("Spread of class tokens", "std; 0 is collapse", spread, zero=True), ["health/feature_std"]
+    ranks = Chart("Effective rank of class tokens", "1 is collapse", _lines(curves, _RANKS, 1), zero=True)
+    yield ranks, list(_RANKS)
+    agreed = Chart("Student and teacher agree", "share of tokens", _lines(curves, _AGREEMENTS, 1), zero=True)
+    yield agreed, list(_AGREEMENTS)
+    skipped = curves.get("health/skipped_steps", ())
+    lines = [Line("skipped", skipped, 1)] if any(value for _, value in skipped) else []
+    yield Chart("Skipped steps", "in all", lines, zero=True), ["health/skipped_steps"]
 
 
 def _lines(curves: Curves, names: Mapping[str, str], first_colour: int) -> list[Line]:
