@@ -1,7 +1,7 @@
 """The parts of a transformer block.
 
-Every parameter is used inside the forward of the module that owns it, and nowhere else: engines that shard parameters
-(DeepSpeed ZeRO-3, FSDP) gather them in that module's hooks.
+Every parameter is used inside the forward of its block, and nowhere else: engines that shard parameters (DeepSpeed
+ZeRO-3, FSDP) gather those of a whole block in the block's hooks.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from dinoctl.model.attention import attend, cut_for, join_heads, split_heads
 from dinoctl.model.config import ViTConfig
-from dinoctl.model.packing import Kept, Layout, add_kept, grouped_attention, select_kept
+from dinoctl.model.fused import add_feed_forward, add_projected, project_heads
+from dinoctl.model.packing import Kept, Layout, add_kept, select_kept
+from dinoctl.model.wanted import Reads, Wanted, collect, row_weights, spread
 
 NORM_EPS = 1e-6
 
@@ -83,8 +86,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """(1, T, D) to (1, T, D)."""
-        mixed: Tensor = self.proj(grouped_attention(self.qkv(x), layout, self.num_heads))
-        return mixed
+        qkv = self.qkv(x).squeeze(0)
+        triples = split_heads(qkv, cut_for(qkv, layout, 3 * self.num_heads), self.num_heads)
+        mixed: Tensor = self.proj(join_heads(attend(triples, layout)))
+        return mixed.unsqueeze(0)
 
 
 class Mlp(nn.Module):
@@ -94,6 +99,10 @@ class Mlp(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def linears(self) -> tuple[nn.Linear, nn.Linear]:
+        """The inner and the outer layer."""
+        return self.fc1, self.fc2
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., D)."""
@@ -108,6 +117,10 @@ class SwiGLU(nn.Module):
         super().__init__()
         self.w12 = nn.Linear(dim, 2 * hidden_dim)
         self.w3 = nn.Linear(hidden_dim, dim)
+
+    def linears(self) -> tuple[nn.Linear, nn.Linear]:
+        """The inner and the outer layer."""
+        return self.w12, self.w3
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., D)."""
@@ -130,11 +143,16 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block on a packed sequence."""
+    """Pre-norm transformer block on a packed sequence.
+
+    `fused` runs the branches as functions that keep little for the backward pass (`model.fused`), with `recompute`
+    less still; compiled, traced or under autocast, the plain modules run in either case.
+    """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         dim = config.embed_dim
+        self.fused = self.recompute = False
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.attn = Attention(dim, config.num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
@@ -142,13 +160,95 @@ class Block(nn.Module):
         self.ls1 = None if config.layerscale is None else LayerScale(dim, config.layerscale)
         self.ls2 = None if config.layerscale is None else LayerScale(dim, config.layerscale)
 
-    def forward(self, x: Tensor, layout: Layout, kept: tuple[Kept, Kept] | None = None) -> Tensor:
-        """(1, T, D) to (1, T, D). `kept` are the samples that attention and FFN run on; None: all of them."""
-        attn_kept, ffn_kept = (None, None) if kept is None else kept
+    def forward(
+        self, x: Tensor, layout: Layout, kept: tuple[Kept, Kept] | None = None, wanted: Wanted | None = None
+    ) -> Tensor:
+        """(1, T, D) to (1, T, D), with `wanted` to its rows (1, W, D).
+
+        `kept` are the samples that attention and FFN run on; None: all of them.
+        """
+        kept_pair = (None, None) if kept is None else kept
+        fused = self.fused and not _watched(x)
+        if wanted is not None:
+            return self._rows(x, layout, kept_pair, wanted, fused)
+        return (self._fused if fused else self._plain)(x, layout, *kept_pair)
+
+    def _plain(self, x: Tensor, layout: Layout, attn_kept: Kept | None, ffn_kept: Kept | None) -> Tensor:
         source, inner = (x, layout) if attn_kept is None else (select_kept(x, attn_kept), attn_kept.layout)
         x = _add(x, self.attn(self.norm1(source), inner), self.ls1, attn_kept)
         source = x if ffn_kept is None else select_kept(x, ffn_kept)
         return _add(x, self.mlp(self.norm2(source)), self.ls2, ffn_kept)
+
+    def _fused(self, x: Tensor, layout: Layout, attn_kept: Kept | None, ffn_kept: Kept | None) -> Tensor:
+        layout = layout if attn_kept is None else attn_kept.layout
+        cut, heads = cut_for(x, layout, self.attn.num_heads), self.attn.num_heads
+        flat, triples = project_heads(x.squeeze(0), attn_kept, cut, self.norm1, self.attn.qkv, heads, slice(0, 3))
+        pieces = attend(triples, layout)
+        flat = add_projected(flat, pieces, attn_kept, self.attn.proj, _gamma(self.ls1))
+        return self._fused_ffn(flat, ffn_kept).unsqueeze(0)
+
+    def _fused_ffn(self, x: Tensor, kept: Kept | None) -> Tensor:
+        gated = isinstance(self.mlp, SwiGLU)
+        return add_feed_forward(
+            x, kept, self.norm2, self.mlp.linears(), _gamma(self.ls2), gated=gated, recompute=self.recompute
+        )
+
+    def _rows(
+        self, x: Tensor, layout: Layout, kept: tuple[Kept | None, Kept | None], wanted: Wanted, fused: bool
+    ) -> Tensor:
+        """The wanted rows alone; few, so that plain modules do for all but keys and values."""
+        flat, pairs = self._keys_and_values(x.squeeze(0), layout, kept[0], fused)
+        rows = flat.index_select(0, torch.cat([reads.rows for reads in wanted]))
+        dim = rows.shape[1]
+        queries = nn.functional.linear(self.norm1(rows), self.attn.qkv.weight[:dim], self.attn.qkv.bias[:dim])
+        per_group = torch.split(
+            queries.view(len(rows), self.attn.num_heads, 1, -1), [len(reads.rows) for reads in wanted]
+        )
+        pieces = []
+        for index, (reads, query, pair) in enumerate(zip(wanted, per_group, pairs, strict=True)):
+            chosen = None if kept[0] is None else kept[0].crops[index]
+            pieces.append(_read_attention(reads, query, pair, chosen))
+        branch = self.attn.proj(join_heads(pieces))
+        rows = _add_weighted(rows, branch, self.ls1, row_weights(wanted, kept[0], rows))
+        branch = self.mlp(self.norm2(rows))
+        return _add_weighted(rows, branch, self.ls2, row_weights(wanted, kept[1], rows)).unsqueeze(0)
+
+    def _keys_and_values(
+        self, x: Tensor, layout: Layout, kept: Kept | None, fused: bool
+    ) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
+        layout, qkv, heads = (layout if kept is None else kept.layout), self.attn.qkv, self.attn.num_heads
+        if fused:
+            return project_heads(x, kept, layout, self.norm1, qkv, heads, slice(1, 3))
+        dim, source = x.shape[1], x if kept is None else x.index_select(0, kept.rows)
+        both = nn.functional.linear(self.norm1(source), qkv.weight[dim:], qkv.bias[dim:])
+        return x, split_heads(both, layout, heads, parts=2)
+
+
+def _read_attention(reads: Reads, query: Tensor, pair: tuple[Tensor, ...], chosen: Tensor | None) -> Tensor:
+    """Attention of a group's wanted rows; zero for the rows of crops that stochastic depth leaves out."""
+    table, (keys, values) = spread(reads, query), pair
+    if chosen is None:
+        return collect(reads, nn.functional.scaled_dot_product_attention(table, keys, values))
+    result = nn.functional.scaled_dot_product_attention(table.index_select(0, chosen), keys, values)
+    return collect(reads, torch.zeros_like(table).index_copy(0, chosen, result))
+
+
+def _add_weighted(x: Tensor, branch: Tensor, scale: LayerScale | None, weights: Tensor | None) -> Tensor:
+    branch = branch if scale is None else scale(branch)
+    return x + branch if weights is None else x + branch * weights
+
+
+def _gamma(scale: LayerScale | None) -> Tensor | None:
+    return None if scale is None else scale.gamma
+
+
+def _watched(x: Tensor) -> bool:
+    """Whether someone needs the plain operations: a compiler, an exporter, autocast."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch.is_autocast_enabled(x.device.type)
+    )
 
 
 def _add(x: Tensor, branch: Tensor, scale: LayerScale | None, kept: Kept | None) -> Tensor:

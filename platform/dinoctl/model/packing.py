@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Group(NamedTuple):
@@ -27,11 +27,15 @@ Layout = tuple[Group, ...]
 
 
 class Kept(NamedTuple):
-    """What one residual branch works on: packed rows, how they are laid out, and the weight of each group's result."""
+    """What one residual branch works on: packed rows, how they are laid out, and the weight of each group's result.
+
+    `crops` are the same rows as crops: for each group, the indices of those that are kept.
+    """
 
     rows: Tensor
     layout: Layout
     scales: tuple[float, ...]
+    crops: tuple[Tensor, ...]
 
 
 def pack(groups: list[Tensor]) -> tuple[Tensor, Layout]:
@@ -47,18 +51,6 @@ def unpack(x: Tensor, layout: Layout) -> list[Tensor]:
     return [torch.unflatten(piece, 0, group) for piece, group in zip(pieces, layout, strict=True)]
 
 
-def grouped_attention(qkv: Tensor, layout: Layout, num_heads: int) -> Tensor:
-    """Softmax attention inside each crop: (1, T, 3 D) with q, k, v along the last axis to (1, T, D).
-
-    One dense call a group. A kernel for sequences of varying length would replace just this function.
-    """
-    results = []
-    for group in unpack(qkv, layout):
-        q, k, v = torch.unflatten(group, 2, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        results.append(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-    return pack(results)[0]
-
-
 def kept_count(crops: int, rate: float) -> int:
     """How many of `crops` samples a branch keeps at a drop rate: at least one."""
     return max(int(crops * (1.0 - rate)), 1)
@@ -72,7 +64,7 @@ def draw_kept(
     Drawn on the CPU, so that the same generator gives the same subsets on every device, and all at once: one copy to
     the device a group instead of one a branch.
     """
-    rows, kept, scales, start = [], [], [], 0
+    rows, kept, scales, chosen_crops, start = [], [], [], [], 0
     for crops, tokens in layout:
         count = kept_count(crops, rate)
         order = torch.rand(branches, crops, generator=generator, device="cpu").argsort(dim=1, stable=True)
@@ -80,9 +72,14 @@ def draw_kept(
         offsets = torch.arange(tokens, device=device)
         rows.append((start + chosen.unsqueeze(-1) * tokens + offsets).flatten(1))
         kept.append(Group(count, tokens))
+        chosen_crops.append(chosen.unbind(0))
         scales.append(crops / count)
         start += crops * tokens
-    return [Kept(row, tuple(kept), tuple(scales)) for row in torch.cat(rows, dim=1).unbind(0)]
+    all_rows = torch.cat(rows, dim=1).unbind(0)
+    return [
+        Kept(row, tuple(kept), tuple(scales), crops)
+        for row, crops in zip(all_rows, zip(*chosen_crops, strict=True), strict=True)
+    ]
 
 
 def select_kept(x: Tensor, kept: Kept) -> Tensor:

@@ -6,7 +6,7 @@ Token order is [cls, registers, patches row by row]; the registers carry no posi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypedDict, cast, overload
+from typing import Literal, NamedTuple, TypedDict, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from dinoctl.model.config import ViTConfig
 from dinoctl.model.layers import NORM_EPS, Block, LayerScale, PatchEmbed, PatchProjection, init_linear
 from dinoctl.model.packing import Kept, Layout, draw_kept, pack, unpack
 from dinoctl.model.positions import interpolate_pos_embed
+from dinoctl.model.wanted import Wanted, wanted_rows
 
 
 class Features(TypedDict):
@@ -30,6 +31,13 @@ class Features(TypedDict):
     x_norm_patchtokens: Tensor
     x_prenorm: Tensor
     masks: Tensor | None
+
+
+class Read(NamedTuple):
+    """What is read of B images: class tokens (B, D) and chosen patch tokens (M, D), after the final norm."""
+
+    classes: Tensor
+    patches: Tensor
 
 
 Images = Tensor | list[Tensor]
@@ -78,8 +86,14 @@ class VisionTransformer(nn.Module):
                 nn.init.constant_(module.gamma, module.init)
 
     def forward(
-        self, x: Images, masks: Masks = None, *, is_training: bool = False, seed: int | None = None
-    ) -> Tensor | list[Tensor] | Features | list[Features]:
+        self,
+        x: Images,
+        masks: Masks = None,
+        *,
+        is_training: bool = False,
+        seed: int | None = None,
+        wanted: list[Tensor | None] | None = None,
+    ) -> Tensor | list[Tensor] | Features | list[Features] | list[Read]:
         """Features of images (B, 3, H, W), or of a list of such groups, computed as one packed sequence.
 
         Returns the normalised cls token (B, D), with `is_training` a `Features` dict; for a list, a list of these,
@@ -88,7 +102,13 @@ class VisionTransformer(nn.Module):
         `seed` decides which samples stochastic depth leaves out (training mode and `drop_path` > 0 only); None draws
         from the global generator. In training mode the groups after the first are local crops: their class tokens get
         `local_cls_norm`, if there is one. Raises ValueError for sides that are not multiples of the patch size.
+
+        `wanted`, with a list of groups, says what will be read: the class tokens, and of each group the patch tokens
+        (M,) int64 by index into its B * N (None: none of them). The result is then a list of `Read`, and the last block
+        makes nothing else.
         """
+        if wanted is not None:
+            return self._read(*self._checked(x, masks), seed, wanted)
         features = self._forward(x, masks, seed)
         if is_training:
             return features
@@ -113,19 +133,22 @@ class VisionTransformer(nn.Module):
             if masks is not None and not isinstance(masks, Tensor):
                 raise ValueError("one tensor of images takes one tensor of masks, not a list")
             return self._features([x], [masks], seed)[0]
+        return self._features(*self._checked(x, masks), seed)
+
+    @staticmethod
+    def _checked(x: Images, masks: Masks) -> tuple[list[Tensor], list[Tensor | None]]:
+        if isinstance(x, Tensor):
+            raise ValueError("wanted tokens are chosen from a list of image groups, not from one tensor")
         if isinstance(masks, Tensor):
             raise ValueError(f"a list of {len(x)} image groups takes a list of masks, not one tensor")
         masks = [None] * len(x) if masks is None else list(masks)
         if not x or len(masks) != len(x):
             raise ValueError(f"{len(x)} image groups with {len(masks)} masks; a list needs a group, and a mask each")
-        return self._features(x, masks, seed)
+        return x, masks
 
     def _features(self, images: list[Tensor], masks: list[Tensor | None], seed: int | None) -> list[Features]:
-        x, layout = pack([self._tokens(group, mask) for group, mask in zip(images, masks, strict=True)])
-        kept = self._draw(layout, seed, x.device)
-        for index, block in enumerate(self.blocks):
-            pair = (kept[2 * index], kept[2 * index + 1]) if kept else None
-            x = self._run(block, x, layout, pair)
+        x, layout = self._packed(images, masks)
+        x = self._through(x, layout, seed, None)
         normed = self._normed(x, layout)
         first = 1 + self.config.registers
         return [
@@ -155,11 +178,58 @@ class VisionTransformer(nn.Module):
             front = torch.cat([self.local_cls_norm(prenorm[:, :1]), front[:, 1:]], dim=1)
         return torch.cat([front, normed[:, first:]], dim=1)
 
-    def _run(self, block: nn.Module, x: Tensor, layout: Layout, kept: tuple[Kept, Kept] | None) -> Tensor:
+    def _read(
+        self, images: list[Tensor], masks: list[Tensor | None], seed: int | None, wanted: list[Tensor | None]
+    ) -> list[Read]:
+        x, layout = self._packed(images, masks)
+        rows = wanted_rows(layout, wanted, 1 + self.config.registers, x.device)
+        x = self._through(x, layout, seed, rows).squeeze(0)
+        sizes = [len(reads.rows) for reads in rows]
+        pairs = zip(torch.split(x, sizes), torch.split(self.norm(x), sizes), layout, strict=True)
+        return [
+            Read(self._classes(before[: group.crops], after[: group.crops], index > 0), after[group.crops :])
+            for index, (before, after, group) in enumerate(pairs)
+        ]
+
+    def _classes(self, prenorm: Tensor, normed: Tensor, later: bool) -> Tensor:
+        """Class tokens (crops, D) after their final norm."""
+        if later and self.training and self.local_cls_norm is not None:
+            return cast(Tensor, self.local_cls_norm(prenorm))
+        return normed if self.cls_norm is None else cast(Tensor, self.cls_norm(prenorm))
+
+    def _packed(self, images: list[Tensor], masks: list[Tensor | None]) -> tuple[Tensor, Layout]:
+        return pack([self._tokens(group, mask) for group, mask in zip(images, masks, strict=True)])
+
+    def _through(self, x: Tensor, layout: Layout, seed: int | None, wanted: Wanted | None) -> Tensor:
+        kept, last = self._draw(layout, seed, x.device), len(self.blocks) - 1
+        for index, block in enumerate(self.blocks):
+            pair = (kept[2 * index], kept[2 * index + 1]) if kept else None
+            x = self._run(block, x, layout, pair, wanted if index == last else None)
+        return x
+
+    def patches(self, images: Tensor) -> int:
+        """N, the number of patches of images (B, 3, H, W)."""
+        return (images.shape[2] // self.config.patch_size) * (images.shape[3] // self.config.patch_size)
+
+    def fuse(self, *, recompute: bool = False) -> None:
+        """Lets blocks run as in `Block.fused`: equal results up to rounding, faster, in less memory."""
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.fused, module.recompute = True, recompute
+
+    def _run(
+        self,
+        block: nn.Module,
+        x: Tensor,
+        layout: Layout,
+        kept: tuple[Kept, Kept] | None,
+        wanted: Wanted | None = None,
+    ) -> Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():
             # Nothing in a block is random (`kept` is drawn before), so there is no generator state to restore.
-            return cast(Tensor, checkpoint(block, x, layout, kept, use_reentrant=False, preserve_rng_state=False))
-        return cast(Tensor, block(x, layout, kept))
+            again = checkpoint(block, x, layout, kept, wanted, use_reentrant=False, preserve_rng_state=False)
+            return cast(Tensor, again)
+        return cast(Tensor, block(x, layout, kept, wanted))
 
     def _draw(self, layout: Layout, seed: int | None, device: torch.device) -> list[Kept]:
         rate = self.config.drop_path

@@ -14,7 +14,7 @@ from typing import Self, cast
 import torch
 from torch import Tensor, nn
 
-from dinoctl.model import Features, ProjectionHead, VisionTransformer, ViTConfig
+from dinoctl.model import Features, ProjectionHead, Read, VisionTransformer, ViTConfig
 from dinoctl.objective import (
     SinkhornKnopp,
     SoftmaxCenter,
@@ -93,8 +93,12 @@ class Learner(nn.Module):
         if ema is not None and losses.gram is not None:
             raise ValueError("Gram anchoring needs a teacher that is the student's average; set losses.gram to null")
         self.gram = None if losses.gram is None else copy.deepcopy(teacher.backbone)
-        for network in self._frozen():
-            network.requires_grad_(False)
+        for network in filter(None, (student, teacher, ema)):
+            network.backbone.fuse()
+        if self.gram is not None:
+            self.gram.fuse()
+        for frozen in self._frozen():
+            frozen.requires_grad_(False)
         student.backbone.mask_token.requires_grad_(mask_student)
         self.train()
 
@@ -142,10 +146,9 @@ class Learner(nn.Module):
         crops = [group.to(dtype) for group in (global_crops, local_crops) if group is not None]
         targets, metrics, taught = self._teach(crops[0], masks, mask_indices, teacher_temperature)
         anchors = None if gram_weight is None else self._anchors(crops[0])
-        logits, features = self._study(crops, masks, mask_indices, seed)
-        classes = features["x_norm_clstoken"]
+        logits, classes, patches = self._study(crops, masks, mask_indices, seed, whole=anchors is not None)
         parts = self._parts(logits, targets, classes, mask_weights)
-        parts |= self._gram_part(features["x_norm_patchtokens"], anchors, gram_weight or 0.0)
+        parts |= self._gram_part(classes, patches, anchors, gram_weight or 0.0)
         loss = torch.stack(list(parts.values())).sum()
         study = Study(classes, taught, logits, targets, mask_weights)
         metrics |= {"loss": loss, **parts, **student_signals(study)}
@@ -160,13 +163,13 @@ class Learner(nn.Module):
         """Targets of the class tokens (2 B, K) and of the masked patch tokens (M, K'), fp32, their signals, and the
         class tokens (2 B, D).
         """
-        features = cast(Features, self.teacher.backbone(crops, is_training=True))
-        patches = features["x_norm_patchtokens"]
-        if masks.shape != patches.shape[:2]:
-            raise ValueError(f"masks {tuple(masks.shape)} do not fit the crops' patches {tuple(patches.shape[:2])}")
-        classes, tokens = self.teacher.project(features["x_norm_clstoken"], select(patches, indices))
+        patches = self.teacher.backbone.patches(crops)
+        if masks.shape != (len(crops), patches):
+            raise ValueError(f"masks {tuple(masks.shape)} do not fit the crops' patches {(len(crops), patches)}")
+        (read,) = cast(list[Read], self.teacher.backbone([crops], wanted=[indices]))
+        classes, tokens = self.teacher.project(read.classes, read.patches)
         targets = self.dino_targets(classes, temperature), self.ibot_targets(tokens, temperature)
-        return targets, teacher_signals((classes, tokens), targets, temperature), features["x_norm_clstoken"]
+        return targets, teacher_signals((classes, tokens), targets, temperature), read.classes
 
     @torch.no_grad()
     def _anchors(self, crops: Tensor) -> Tensor:
@@ -176,7 +179,9 @@ class Learner(nn.Module):
         features = cast(Features, self.gram(crops, is_training=True))
         return features["x_norm_patchtokens"]
 
-    def _gram_part(self, patches: Tensor, anchors: Tensor | None, weight: float) -> dict[str, Tensor]:
+    def _gram_part(
+        self, classes: Tensor, patches: Tensor | None, anchors: Tensor | None, weight: float
+    ) -> dict[str, Tensor]:
         """The weighted Gram loss; 0 before its first step, so that all steps have the same metrics.
 
         All patches of the student's global crops take part, as it sees them for the other losses, the masked ones
@@ -184,21 +189,28 @@ class Learner(nn.Module):
         """
         if self.gram is None:
             return {}
-        if anchors is None:
-            return {"gram": patches.new_zeros((), dtype=torch.float32)}
+        if anchors is None or patches is None:
+            return {"gram": classes.new_zeros((), dtype=torch.float32)}
         return {"gram": weight * gram_loss(patches, anchors)}
 
     def _study(
-        self, crops: list[Tensor], masks: Tensor, indices: Tensor, seed: int
-    ) -> tuple[tuple[Tensor, Tensor, Tensor], Features]:
-        """Logits of global (2 B, K), local (L B, K) and masked patch tokens (M, K'); features of the global crops."""
+        self, crops: list[Tensor], masks: Tensor, indices: Tensor, seed: int, whole: bool
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor | None]:
+        """Logits of global (2 B, K), local (L B, K) and masked patch tokens (M, K'); global class tokens (2 B, D) and,
+        if `whole`, all global patch tokens (2 B, N, D): otherwise the last block leaves those out that nobody reads.
+        """
         drawn = [masks if self.mask_student else None, None][: len(crops)]
-        features = cast(list[Features], self.student.backbone(crops, masks=drawn, is_training=True, seed=seed))
-        classes = torch.cat([group["x_norm_clstoken"] for group in features])
-        tokens = select(features[0]["x_norm_patchtokens"], indices)
-        logits, patch_logits = self.student.project(classes, tokens)
+        wanted = [indices, None][: len(crops)]
+        if whole:
+            features = cast(list[Features], self.student.backbone(crops, masks=drawn, is_training=True, seed=seed))
+            patches = features[0]["x_norm_patchtokens"]
+            read = [Read(group["x_norm_clstoken"], select(patches, indices)) for group in features]
+        else:
+            patches = None
+            read = cast(list[Read], self.student.backbone(crops, masks=drawn, wanted=wanted, seed=seed))
+        logits, patch_logits = self.student.project(torch.cat([group.classes for group in read]), read[0].patches)
         of_global, of_local = torch.split(logits, [len(crops[0]), len(logits) - len(crops[0])])
-        return (of_global, of_local, patch_logits), features[0]
+        return (of_global, of_local, patch_logits), read[0].classes, patches
 
     def _parts(
         self, logits: tuple[Tensor, Tensor, Tensor], targets: tuple[Tensor, Tensor], classes: Tensor, weights: Tensor

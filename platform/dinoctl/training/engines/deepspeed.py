@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dinoctl.model.layers import Block
 from dinoctl.training.clipping import clip_
 from dinoctl.training.engines.base import Kind, ReadSlice, Slice, averaged_pairs, follow_, gram_parameters, skip_next
 
@@ -35,6 +36,8 @@ class DeepSpeedEngine:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         if device.type == "cpu":
             _without_runtime_compiler(deepspeed)
+        # Fused branches use a block's parameters directly: gathered by block, not by Linear.
+        deepspeed.utils.set_z3_leaf_modules(learner, [Block], raise_if_not_found=False)
         self._engine, *_ = deepspeed.initialize(model=learner, optimizer=optimizer, config=_config(device))
         self._autocast = partial(torch.autocast, dtype=torch.bfloat16, enabled=precision == "bf16")
         self.device = torch.device(self._engine.device)
