@@ -71,6 +71,13 @@ class Storage(ABC):
     def sweep(self) -> None:
         """Remove what killed writers left behind unseen. Only for who is the only writer below this root."""
 
+    def check(self, *, write: bool) -> None:  # noqa: B027 - where nothing can be wrong before it is used
+        """Whether this place can be used (and written to) at all: asks a remote one, for some seconds at most.
+
+        Raises:
+            StorageError: it can't; says why and what to do.
+        """
+
     def write(self, key: str, data: bytes) -> None:
         """Write an object atomically."""
         self.write_chunks(key, (data,))
