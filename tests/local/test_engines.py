@@ -33,7 +33,7 @@ from dinoctl.training.learner import Learner, Network, build_network, distillati
 from dinoctl.training.ledger import Checkpoint, LedgerWriter, WriterIdentity
 from dinoctl.training.schedules import RecipeSchedules
 
-WORLD, IMAGES, STEPS, LR = 2, 4, 6, 1e-3
+WORLD, IMAGES, STEPS, LR = 2, 6, 6, 1e-3
 OPTIMIZER = Optimizer(layer_decay=0.9)
 SCHEDULES = RecipeSchedules(
     Schedules(

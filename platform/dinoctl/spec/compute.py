@@ -10,9 +10,13 @@ from dinoctl.spec.base import Section, choice, derived, paper
 class Engine(Section):
     """What shards and steps the model."""
 
-    name: Literal["deepspeed", "ddp"] = choice("deepspeed", "deepspeed shards with ZeRO; ddp keeps a copy a worker.")
-    zero_stage: Literal[3] | None = derived(
-        "What ZeRO shards: 3 is optimizer, gradients and parameters. deepspeed only.", "3 with deepspeed"
+    name: Literal["deepspeed", "fsdp", "ddp"] = choice(
+        "deepspeed", "deepspeed shards with ZeRO, fsdp with PyTorch's FSDP2; ddp keeps a copy a worker."
+    )
+    zero_stage: Literal[1, 2, 3] | None = derived(
+        "What ZeRO shards: 1 optimizer and averages, 2 also gradients, 3 also parameters. deepspeed only; 1 has the "
+        "least communication and suits models that fit whole.",
+        "3 with deepspeed",
     )
 
 

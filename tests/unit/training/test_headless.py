@@ -12,6 +12,7 @@ from dinoctl.model import VisionTransformer
 from dinoctl.objective import feature_distance, view_distance
 from dinoctl.spec.recipe import Losses, Optimizer
 from dinoctl.spec.stages import FeatureMatching
+from dinoctl.training.engines.build import construct
 from dinoctl.training.engines.ddp import DdpEngine
 from dinoctl.training.groups import parameter_groups
 from dinoctl.training.learner import HeadPair, Network, make_head, pretraining_learner
@@ -112,8 +113,9 @@ def test_nothing_goes_backward_through_a_warmups_backbone() -> None:
 def test_an_engine_keeps_the_heads_of_a_warmup_alone() -> None:
     learner = warming()
     groups = parameter_groups(learner.named_parameters(), depth=2, optimizer=Optimizer())
-    optimizer = torch.optim.AdamW(groups, lr=1e-2)
-    engine = DdpEngine(learner, optimizer, precision="fp32", device=torch.device("cpu"))
+    engine = construct(DdpEngine, learner, groups, Optimizer(), precision="fp32", device=torch.device("cpu"))
+    for group in engine.groups:
+        group["lr"] = 1e-2
     before = {piece.name: piece.data.clone() for piece in engine.slices() if piece.kind == "teacher"}
     fixed = {name: p.clone() for name, p in learner.backbone.named_parameters()}
     inputs = batch()

@@ -20,6 +20,7 @@ from dinoctl.handover.progress import Progress
 from dinoctl.objective import SoftmaxCenter
 from dinoctl.spec.recipe import LearningRate, Losses, Optimizer, Schedules, TeacherTemperature
 from dinoctl.training.context import ProcessContext
+from dinoctl.training.engines.build import construct
 from dinoctl.training.engines.ddp import DdpEngine
 from dinoctl.training.groups import parameter_groups
 from dinoctl.training.guard import Skips, StepGuard
@@ -45,8 +46,7 @@ SCHEDULES = Schedules(
 def engine(cls: type[DdpEngine] = DdpEngine) -> DdpEngine:
     learner = pretraining_learner(network(drop_path=0.3), Losses())
     groups = parameter_groups(learner.named_parameters(), depth=2, optimizer=Optimizer())
-    optimizer = torch.optim.AdamW(groups, fused=True)
-    return cls(learner, optimizer, precision="fp32", device=torch.device("cpu"))
+    return construct(cls, learner, groups, Optimizer(), precision="fp32", device=torch.device("cpu"))
 
 
 def batches(start: int, broken: Container[int] = ()) -> Iterator[Batch]:

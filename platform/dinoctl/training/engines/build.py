@@ -1,6 +1,8 @@
 """From the compute section to an engine."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -11,6 +13,9 @@ from dinoctl.spec.errors import UserError
 from dinoctl.spec.recipe import Optimizer
 from dinoctl.training.context import Context
 from dinoctl.training.engines.base import Engine
+from dinoctl.training.engines.fill import Roster, Tensors, blank, named_groups, own_tensors
+
+_E = TypeVar("_E")
 
 
 def build_engine(
@@ -20,21 +25,61 @@ def build_engine(
     optimizer: Optimizer,
     context: Context,
     group: dist.ProcessGroup | None = None,
+    tensors: Tensors | None = None,
 ) -> Engine:
     """The engine that ``compute.engine`` names, with AdamW over ``groups``. Collective over ``group`` (None: all).
 
+    ``tensors`` gives every parameter's values, whole and one by one, for a learner on the meta device; None takes those
+    that the learner has. The learner's parameters are other objects afterwards.
+
     Raises:
         UserError: the engine can't work in a part of the ranks.
+        ValueError: ``tensors`` leave a parameter without values.
     """
-    if group is not None and compute.engine.name == "deepspeed":
+    build = partial(
+        construct,
+        learner=learner,
+        groups=groups,
+        optimizer=optimizer,
+        precision=compute.precision,
+        device=context.device,
+        tensors=tensors,
+    )
+    name, stage = compute.engine.name, compute.engine.zero_stage or 3
+    if group is not None and name == "deepspeed":
         raise UserError("engine deepspeed needs all workers; give students of their own workers engine ddp or fsdp")
-    learner = learner.to(context.device)
-    # The fused kernels leave everything alone where `found_inf` says so, without a question to the device.
-    adamw = torch.optim.AdamW(groups, lr=0.0, betas=optimizer.betas, eps=optimizer.eps, fused=True)
-    if compute.engine.name == "deepspeed":
-        from dinoctl.training.engines.deepspeed import DeepSpeedEngine
+    if name == "deepspeed" and stage == 3:
+        from dinoctl.training.engines.zero3 import Zero3Engine
 
-        return DeepSpeedEngine(learner, adamw, precision=compute.precision, device=context.device)
+        return build(Zero3Engine)
+    if name == "deepspeed":
+        from dinoctl.training.engines.zero12 import ZeroEngine12
+
+        return build(partial(ZeroEngine12, stage=stage))
+    if name == "fsdp":
+        from dinoctl.training.engines.fsdp import FsdpEngine
+
+        return build(partial(FsdpEngine, group=group))
     from dinoctl.training.engines.ddp import DdpEngine
 
-    return DdpEngine(learner, adamw, precision=compute.precision, device=context.device, group=group)
+    return build(partial(DdpEngine, group=group))
+
+
+def construct(
+    kind: Callable[..., _E],
+    learner: nn.Module,
+    groups: list[dict[str, Any]],
+    optimizer: Optimizer,
+    *,
+    precision: str,
+    device: torch.device,
+    tensors: Tensors | None = None,
+) -> _E:
+    """An engine of a class: the learner becomes shapes, and the engine fills them from ``tensors`` (``build_engine``)."""
+    roster, named = Roster.of(learner), named_groups(groups, learner)
+    source = own_tensors(learner) if tensors is None else tensors
+    blank(learner, device)
+    # The fused kernels leave everything alone where `found_inf` says so, without a question to the device.
+    adam = partial(torch.optim.AdamW, lr=0.0, betas=optimizer.betas, eps=optimizer.eps, fused=True)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return kind(learner, source, roster, named, adam, dtype=dtype, device=device)

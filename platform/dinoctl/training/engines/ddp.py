@@ -1,6 +1,8 @@
-"""A whole copy a rank, gradients averaged by torch's DistributedDataParallel; also the engine of a single process."""
+"""A whole copy a rank, gradients averaged by torch's DistributedDataParallel; also the engine of a single process.
 
-from collections.abc import Iterator
+With bf16 the parameters are working copies: masters and gradients, also those that travel, are fp32.
+"""
+
 from typing import Any
 
 import torch
@@ -8,109 +10,134 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dinoctl.training.clipping import clip_
-from dinoctl.training.engines.base import Kind, ReadSlice, Slice, averaged_pairs, follow_, gram_parameters, skip_next
+from dinoctl.training.engines.base import Slice, skip_next
+from dinoctl.training.engines.fill import NamedGroups, Roster, Tensors, fill, replace
+from dinoctl.training.engines.held import Adam, HeldState, Shard, ShardEngine, adam_state, even_shard, world_of
 
-_MOMENTS: tuple[tuple[Kind, str], ...] = (("adam_m", "exp_avg"), ("adam_v", "exp_avg_sq"))
 
-
-class DdpEngine:
-    """fp32 parameters everywhere; with bf16, compute is autocast. Ranks share the writing of checkpoints evenly."""
+class DdpEngine(ShardEngine):
+    """Every rank holds everything, and writes its even share of a checkpoint."""
 
     def __init__(
         self,
         learner: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        tensors: Tensors,
+        roster: Roster,
+        groups: NamedGroups,
+        adam: Adam,
         *,
-        precision: str,
+        dtype: torch.dtype,
         device: torch.device,
         group: dist.ProcessGroup | None = None,
     ) -> None:
-        alone = not dist.is_initialized()
-        self.rank, self.world = (0, 1) if alone else (dist.get_rank(group), dist.get_world_size(group))
-        self.device, self._optimizer, self._bf16 = device, optimizer, precision == "bf16"
-        self._trained = {name: p for name, p in learner.named_parameters() if p.requires_grad}
-        self._pairs = averaged_pairs(learner)
-        self._gram = gram_parameters(learner)
-        self._buffers = dict(learner.named_buffers())
-        self._module = learner if self.world == 1 else _parallel(learner, device, group)
-        for p in self._trained.values():
-            zeros = torch.zeros_like
-            optimizer.state[p] = {"step": torch.zeros((), device=p.device), "exp_avg": zeros(p), "exp_avg_sq": zeros(p)}
+        self.rank, self.world = world_of(group)
+        self.device, self.group, self.learner, self._dtype = device, group, learner, dtype
+        self._params: dict[str, nn.Parameter] = {}
+        self._masters: dict[str, Tensor] = {}
+        self._averages: dict[str, Tensor] = {}
+        fill(roster, tensors, lambda name, tensor: self._place(roster, name, tensor))
+        self._students = [self._params[name] for name in roster.trained]
+        self.optimizer = adam([{**g, "params": [self._masters[name] for name in g["params"]]} for g in groups])
+        adam_state(self.optimizer, list(self._masters.values()))
+        self.held = HeldState(
+            roster,
+            {name: Shard(0, master.detach().view(-1)) for name, master in self._masters.items()},
+            {name: Shard(0, average.detach().view(-1)) for name, average in self._averages.items()},
+            {name: Shard(0, self._params[name].detach().view(-1)) for name in roster.frozen},
+            lambda name: {key: v.view(-1) for key, v in self.optimizer.state[self._masters[name]].items()},
+            dict(learner.named_buffers()),
+        )
+        self._module = learner if self.world == 1 else self._parallel()
 
-    @property
-    def groups(self) -> list[dict[str, Any]]:
-        return self._optimizer.param_groups
+    def _place(self, roster: Roster, name: str, tensor: Tensor) -> None:
+        whole = tensor.to(self.device, torch.float32)
+        half = self._dtype != torch.float32
+        if not name.startswith("ema."):
+            working = torch.empty_like(whole, dtype=self._dtype, memory_format=torch.contiguous_format)
+            self._params[name] = replace(self.learner, name, working.copy_(whole))
+        if name in roster.trained:
+            self._masters[name] = whole.clone() if half else self._params[name]
+        if name in roster.averaged:
+            own = half or name.startswith("ema.")
+            self._averages[name] = whole.clone() if own else self._params[name]
 
     def forward(self, *inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
-            loss, metrics = self._module(*inputs)
+        """See Engine."""
+        loss, metrics = self._module(*inputs)
         return loss, metrics
 
     def backward(self, loss: Tensor) -> None:
+        """See Engine. With bf16, ranks reduce in fp32 (``_reduce``); a process alone converts."""
         loss.backward()  # type: ignore[no-untyped-call]
+        if self._dtype != torch.float32:
+            for p, master in zip(self._students, self._masters.values(), strict=True):
+                if self.world == 1 and p.grad is not None:
+                    master.grad = p.grad.float()
+                p.grad = None
 
     def clip(self, max_norm: float) -> dict[str, Tensor]:
-        return clip_([(name, p.grad) for name, p in self._trained.items() if p.grad is not None], max_norm)
+        """See Engine."""
+        return clip_([(name, p.grad) for name, p in self._masters.items() if p.grad is not None], max_norm)
 
+    @torch.no_grad()
     def step(self, skip: Tensor | None = None) -> None:
-        skip_next(self._optimizer, skip)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-
-    @torch.no_grad()
-    def average(self, momentum: float, skip: Tensor | None = None) -> None:
-        averaged = [teacher for _, teacher, _ in self._pairs]
-        follow_(averaged, [student for _, _, student in self._pairs], momentum, skip)
-
-    @torch.no_grad()
-    def copy(self, source: str, target: str) -> None:
-        named = {name: teacher for name, teacher, _ in self._pairs}
-        for name, p in self._gram.items():
-            p.copy_(named[source + name.removeprefix(target)])
+        """See Engine."""
+        skip_next(self.optimizer, skip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._adopt()
 
     def slices(self) -> list[Slice]:
-        found: list[Slice] = []
-        for name, p in self._trained.items():
-            found.append(self._share(name, "param", p))
-            found += [self._share(name, kind, self._optimizer.state[p][key]) for kind, key in _MOMENTS]
-        found += [self._share(name, "teacher", teacher) for name, teacher, _ in self._pairs]
-        found += [self._share(name, "frozen", p) for name, p in self._gram.items()]
-        if self.rank == 0:
-            found += [Slice(n, "buffer", tuple(b.shape), 0, b.view(-1)) for n, b in self._buffers.items()]
-        return found
+        """See Engine: an even share of everything, since every rank has all."""
+        found = []
+        for piece in self.held.pieces:
+            offset, data = even_shard(piece.data, self.rank, self.world)
+            found.append(Slice(piece.name, piece.kind, piece.shape, offset, data))
+        return found + (self.held.buffers if self.rank == 0 else [])
 
-    def load(self, read: ReadSlice, steps_done: int) -> None:
-        for name, p in self._trained.items():
-            self._fill(read, name, "param", p)
-            for kind, key in _MOMENTS:
-                self._fill(read, name, kind, self._optimizer.state[p][key])
-            self._optimizer.state[p]["step"].fill_(steps_done)
-        for name, teacher, _ in self._pairs:
-            self._fill(read, name, "teacher", teacher)
-        for name, p in self._gram.items():
-            self._fill(read, name, "frozen", p)
-        for name, buffer in self._buffers.items():
-            self._fill(read, name, "buffer", buffer)
+    def full_teacher(self) -> Any:
+        """See Engine."""
+        for piece in self.held.pieces:
+            if piece.kind == "teacher" and self.rank == 0:
+                yield piece.name, piece.data.reshape(piece.shape).cpu().clone()
 
-    def full_teacher(self) -> Iterator[tuple[str, Tensor]]:
-        if self.rank == 0:
-            for name, teacher, _ in self._pairs:
-                yield name, teacher.detach().float().cpu().clone()
+    def _working(self, parameter: Any) -> Tensor:
+        data: Tensor = parameter.data
+        return data
 
-    def _share(self, name: str, kind: Kind, tensor: Tensor) -> Slice:
-        flat = tensor.detach().view(-1)
-        size = -(-flat.numel() // self.world)
-        offset = min(self.rank * size, flat.numel())
-        return Slice(name, kind, tuple(tensor.shape), offset, flat[offset : offset + size])
+    def _adopt(self) -> None:
+        if self._dtype != torch.float32:
+            torch._foreach_copy_([p.data for p in self._students], list(self._masters.values()))
 
-    @staticmethod
-    def _fill(read: ReadSlice, name: str, kind: Kind, tensor: Tensor) -> None:
-        flat = tensor.detach().view(-1)
-        flat.copy_(read(Slice(name, kind, tuple(tensor.shape), 0, flat)))
+    def _publish(self) -> None:
+        """In fp32 the teacher's parameters are the averages; ``ema`` has no working copy."""
+        if self._dtype != torch.float32:
+            named = [name for name in self._averages if name in self._params]
+            torch._foreach_copy_([self._params[n].data for n in named], [self._averages[n] for n in named])
 
+    def _parallel(self) -> nn.Module:
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        module = nn.parallel.DistributedDataParallel(
+            self.learner,
+            device_ids=ids,
+            process_group=self.group,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+        if self._dtype != torch.float32:
+            self._master_of = dict(zip(self._students, self._masters.values(), strict=True))
+            module.register_comm_hook(None, self._reduce)
+        return module
 
-def _parallel(learner: nn.Module, device: torch.device, group: dist.ProcessGroup | None) -> nn.Module:
-    ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(
-        learner, device_ids=ids, process_group=group, broadcast_buffers=False, gradient_as_bucket_view=True
-    )
+    def _reduce(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        """Averages a bucket of bf16 gradients in fp32, into the gradients of the masters."""
+        mean = bucket.buffer().float().div_(self.world)
+        masters = [self._master_of[p] for p in bucket.parameters()]
+
+        def done(_: Any) -> Tensor:
+            parts = torch.split(mean, [master.numel() for master in masters])
+            for master, part in zip(masters, parts, strict=True):
+                master.grad = part.view_as(master)
+            return bucket.buffer()
+
+        return dist.all_reduce(mean, group=self.group, async_op=True).get_future().then(done)  # type: ignore[union-attr]

@@ -1,0 +1,135 @@
+"""FSDP2: every block, head and patch embedding is a unit that is gathered when it runs; the rest belongs to the root.
+
+The shards are fp32: masters, moments and averages need no second copy. With bf16 a unit is cast when it is gathered.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from dinoctl.training.clipping import clip_
+from dinoctl.training.engines.base import skip_next
+from dinoctl.training.engines.fill import NamedGroups, Roster, Tensors, fill
+from dinoctl.training.engines.held import Adam, HeldState, Shard, ShardEngine, adam_state, world_of
+from dinoctl.training.engines.units import units
+
+
+class FsdpEngine(ShardEngine):
+    """Fully sharded by rows: rank r holds rows r * ceil(rows / W) and on of every tensor."""
+
+    def __init__(
+        self,
+        learner: nn.Module,
+        tensors: Tensors,
+        roster: Roster,
+        groups: NamedGroups,
+        adam: Adam,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        self.rank, self.world = world_of(group)
+        self.device, self.group, self.learner = device, group, learner
+        _shard(learner, dtype, device, group)
+        self._params = dict(learner.named_parameters())
+        self._emas: dict[str, Shard] = {}
+        fill(roster, tensors, self._place)
+        self._masters = {name: _local(self._params[name]) for name in roster.trained}
+        self.optimizer = adam([{**g, "params": [self._masters[name] for name in g["params"]]} for g in groups])
+        adam_state(self.optimizer, list(self._masters.values()))
+        flat = {name: self._flat(p) for name, p in self._params.items()}
+        self.held = HeldState(
+            roster,
+            {name: flat[name] for name in roster.trained},
+            {name: self._emas.get(name) or flat[name] for name in roster.averaged},
+            {name: flat[name] for name in roster.frozen},
+            lambda name: {key: v.view(-1) for key, v in self.optimizer.state[self._masters[name]].items()},
+            dict(learner.named_buffers()),
+        )
+
+    def _rows(self, rows: int) -> tuple[int, int]:
+        size = -(-rows // self.world)
+        start = min(self.rank * size, rows)
+        return start, min(start + size, rows)
+
+    def _place(self, name: str, tensor: Tensor) -> None:
+        start, end = self._rows(tensor.shape[0])
+        rows = tensor[start:end]
+        if name.startswith("ema."):
+            data = rows.to(self.device, torch.float32, copy=True).contiguous().view(-1)
+            self._emas[name] = Shard(start * tensor[0].numel(), data)
+        else:
+            with torch.no_grad():
+                _local(self._params[name]).copy_(rows)
+
+    def _flat(self, parameter: nn.Parameter) -> Shard:
+        start, _ = self._rows(parameter.shape[0])
+        return Shard(start * parameter[0].numel() if parameter.dim() > 1 else start, _local(parameter).view(-1))
+
+    def forward(self, *inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """See Engine."""
+        loss, metrics = self.learner(*inputs)
+        return loss, metrics
+
+    def backward(self, loss: Tensor) -> None:
+        """See Engine."""
+        loss.backward()  # type: ignore[no-untyped-call]
+        for name, master in self._masters.items():
+            gradient = self._params[name].grad
+            master.grad = None if gradient is None else gradient.to_local()  # type: ignore[attr-defined]
+
+    def clip(self, max_norm: float) -> dict[str, Tensor]:
+        """See Engine."""
+        gradients = [
+            (name, master.new_empty(0) if master.grad is None else master.grad)
+            for name, master in self._masters.items()
+        ]
+        return clip_(gradients, max_norm, reduce=self._sum)
+
+    @torch.no_grad()
+    def step(self, skip: Tensor | None = None) -> None:
+        """See Engine."""
+        skip_next(self.optimizer, skip)
+        self.optimizer.step()
+        for name, master in self._masters.items():
+            master.grad = self._params[name].grad = None
+
+    def _working(self, parameter: Any) -> Tensor:
+        return _local(parameter)
+
+    def _adopt(self) -> None:
+        """Shards are the masters."""
+
+    def _publish(self) -> None:
+        """Shards are the averages."""
+
+
+def _local(parameter: nn.Parameter) -> Tensor:
+    assert isinstance(parameter, DTensor)  # noqa: S101 - fully_shard made it one
+    local: Tensor = parameter.detach().to_local()
+    return local
+
+
+def _shard(learner: nn.Module, dtype: torch.dtype, device: torch.device, group: dist.ProcessGroup | None) -> None:
+    """Shards shapes, gives them memory and fills that with NaN: what nobody fills afterwards can't pass for a weight."""
+    if group is None:
+        mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    else:
+        mesh = DeviceMesh.from_group(group, device.type)
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for unit in units(learner):
+        fully_shard(unit, mesh=mesh, mp_policy=policy)
+    fully_shard(learner, mesh=mesh, mp_policy=policy)
+    buffers = {name: buffer.clone() for name, buffer in learner.named_buffers()}
+    learner.to_empty(device=device)
+    with torch.no_grad():
+        for name, buffer in learner.named_buffers():
+            buffer.copy_(buffers[name])
+        for parameter in learner.parameters():
+            _local(parameter).fill_(torch.nan)
