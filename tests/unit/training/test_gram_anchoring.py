@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dinoctl.objective import gram_loss
 from dinoctl.spec.recipe import Gram, Losses, Optimizer
+from dinoctl.training.engines.build import construct
 from dinoctl.training.engines.ddp import DdpEngine
 from dinoctl.training.groups import parameter_groups
 from dinoctl.training.learner import Learner, distillation_learner, pretraining_learner
@@ -89,7 +90,7 @@ class Watched(DdpEngine):
 def engine() -> Watched:
     made = learner()
     groups = parameter_groups(made.named_parameters(), depth=2, optimizer=Optimizer())
-    return Watched(made, torch.optim.AdamW(groups, fused=True), precision="fp32", device=torch.device("cpu"))
+    return construct(Watched, made, groups, Optimizer(), precision="fp32", device=torch.device("cpu"))
 
 
 def anchored(root: Path, **changes: int) -> Run:

@@ -16,9 +16,10 @@ from dinoctl.data.local import LocalStorage
 from dinoctl.handover.ledger import Ledger
 from dinoctl.handover.progress import Progress
 from dinoctl.objective import effective_rank
-from dinoctl.spec.recipe import Losses
+from dinoctl.spec.recipe import Losses, Optimizer
 from dinoctl.training.context import ProcessContext
 from dinoctl.training.culprit import Culprit, Trace
+from dinoctl.training.engines.build import construct
 from dinoctl.training.engines.ddp import DdpEngine
 from dinoctl.training.learner import Learner, pretraining_learner
 from dinoctl.training.ledger import LedgerWriter, WriterIdentity
@@ -102,12 +103,9 @@ def test_what_does_not_happen_again_is_said() -> None:
 @pytest.mark.parametrize("centering", ["sinkhorn_knopp", "softmax"])
 def test_looking_for_the_culprit_changes_nothing(centering: Any) -> None:
     learner = pretraining_learner(engine()._module.student, Losses(centering=centering))
-    owner = DdpEngine(
-        learner,
-        torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], lr=0.1, fused=True),
-        precision="fp32",
-        device=torch.device("cpu"),
-    )
+    groups = [{"params": [p for p in learner.parameters() if p.requires_grad]}]
+    owner = construct(DdpEngine, learner, groups, Optimizer(), precision="fp32", device=torch.device("cpu"))
+    owner.groups[0]["lr"] = 0.1
     before = state(owner)
     culprit(owner, {5}).explain(5)
     culprit(owner, set()).explain(5)

@@ -217,7 +217,7 @@ class Omitting(DdpEngine):
     def step(self, skip: Tensor | None = None) -> None:
         self.calls += 1
         if self.calls - 1 == self.omitted:
-            self._optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)
         else:
             super().step(skip)
 
@@ -233,7 +233,7 @@ def assert_same(found: dict[tuple[str, str], Tensor], wanted: dict[tuple[str, st
 
 
 def optimizer_steps(run: Run) -> set[float]:
-    return {float(state["step"]) for state in run.engine._optimizer.state.values()}
+    return {float(state["step"]) for state in run.engine.optimizer.state.values()}
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_leaves_no_trace(undisturbed: Run, tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ class Overflowing(DdpEngine):
     def clip(self, max_norm: float) -> dict[str, Tensor]:
         self.steps_done += 1
         if self.steps_done == 4:
-            gradient = next(iter(self._trained.values())).grad
+            gradient = next(iter(self._masters.values())).grad
             assert gradient is not None
             gradient.fill_(math.inf)
         return super().clip(max_norm)

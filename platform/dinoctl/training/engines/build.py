@@ -75,7 +75,7 @@ def construct(
     device: torch.device,
     tensors: Tensors | None = None,
 ) -> _E:
-    """An engine of a class: the learner becomes shapes, and the engine fills them from ``tensors`` (``build_engine``)."""
+    """An engine of a class. The learner becomes shapes, which the engine fills from ``tensors`` (see above)."""
     roster, named = Roster.of(learner), named_groups(groups, learner)
     source = own_tensors(learner) if tensors is None else tensors
     blank(learner, device)

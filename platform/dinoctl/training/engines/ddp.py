@@ -126,18 +126,18 @@ class DdpEngine(ShardEngine):
         )
         if self._dtype != torch.float32:
             self._master_of = dict(zip(self._students, self._masters.values(), strict=True))
-            module.register_comm_hook(None, self._reduce)
+            module.register_comm_hook(None, lambda _, bucket: self._reduce(bucket))
         return module
 
-    def _reduce(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    def _reduce(self, bucket: Any) -> Any:
         """Averages a bucket of bf16 gradients in fp32, into the gradients of the masters."""
         mean = bucket.buffer().float().div_(self.world)
         masters = [self._master_of[p] for p in bucket.parameters()]
 
-        def done(_: Any) -> Tensor:
+        def done(_: Any) -> Any:
             parts = torch.split(mean, [master.numel() for master in masters])
             for master, part in zip(masters, parts, strict=True):
                 master.grad = part.view_as(master)
-            return bucket.buffer()
+            return bucket.buffer()  # what travels in it is of no use any more
 
-        return dist.all_reduce(mean, group=self.group, async_op=True).get_future().then(done)  # type: ignore[union-attr]
+        return dist.all_reduce(mean, group=self.group, async_op=True).get_future().then(done)

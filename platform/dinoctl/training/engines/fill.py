@@ -64,14 +64,14 @@ def blank(learner: nn.Module, device: torch.device) -> None:
     ``device="cpu"``.
     """
     for module in learner.modules():
-        for name, p in module._parameters.items():  # noqa: SLF001 - the iterators of Module give no owners
+        for name, p in module._parameters.items():
             if p is not None and not p.is_meta:
-                module._parameters[name] = nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad)  # noqa: SLF001
-        for name, buffer in module._buffers.items():  # noqa: SLF001
+                module._parameters[name] = nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad)
+        for name, buffer in module._buffers.items():
             if buffer is not None and buffer.is_meta:
                 raise ValueError(f"buffer {name} of {type(module).__name__} has no values; build it with device='cpu'")
-            module._buffers[name] = None if buffer is None else buffer.to(device)  # noqa: SLF001
-    learner.__dict__["ema"] = learner._modules.pop("ema", None)  # noqa: SLF001
+            module._buffers[name] = None if buffer is None else buffer.to(device)
+    learner.__dict__["ema"] = learner._modules.pop("ema", None)
 
 
 def fill(roster: Roster, tensors: Tensors, place: Place) -> None:
@@ -92,5 +92,5 @@ def replace(learner: nn.Module, name: str, tensor: Tensor) -> nn.Parameter:
     path, _, leaf = name.rpartition(".")
     owner = learner.get_submodule(path)
     parameter = nn.Parameter(tensor, requires_grad=owner.get_parameter(leaf).requires_grad)
-    owner._parameters[leaf] = parameter  # noqa: SLF001 - assigning would do the same more slowly
+    owner._parameters[leaf] = parameter
     return parameter

@@ -3,7 +3,7 @@
 The shards are fp32: masters, moments and averages need no second copy. With bf16 a unit is cast when it is gathered.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -112,12 +112,12 @@ class FsdpEngine(ShardEngine):
 
 def _local(parameter: nn.Parameter) -> Tensor:
     assert isinstance(parameter, DTensor)  # noqa: S101 - fully_shard made it one
-    local: Tensor = parameter.detach().to_local()
+    local: Tensor = cast(DTensor, parameter.detach()).to_local()
     return local
 
 
 def _shard(learner: nn.Module, dtype: torch.dtype, device: torch.device, group: dist.ProcessGroup | None) -> None:
-    """Shards shapes, gives them memory and fills that with NaN: what nobody fills afterwards can't pass for a weight."""
+    """Shards shapes, gives them memory and fills that with NaN: what nobody fills can't pass for a weight."""
     if group is None:
         mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     else:

@@ -84,12 +84,12 @@ def _one_class_for_all_stages() -> Iterator[None]:
     from deepspeed.runtime import engine
 
     kind = engine.DeepSpeedEngine
-    chosen = kind._do_optimizer_sanity_check  # noqa: SLF001
-    kind._do_optimizer_sanity_check = lambda *_: engine.ZERO_OPTIMIZATION  # noqa: SLF001
+    chosen = kind._do_optimizer_sanity_check
+    kind._do_optimizer_sanity_check = lambda *_: engine.ZERO_OPTIMIZATION
     try:
         yield
     finally:
-        kind._do_optimizer_sanity_check = chosen  # noqa: SLF001
+        kind._do_optimizer_sanity_check = chosen
 
 
 def without_runtime_compiler() -> None:

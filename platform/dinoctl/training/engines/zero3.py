@@ -52,7 +52,7 @@ class Zero3Engine(ZeroEngine):
         self._engine = start(learner, adamw, config)
         self._zero = self._engine.optimizer
         # See ``zero``: no norm of all gradients, no step left out.
-        self._zero._get_norm_groups = lambda: [torch.ones(())]  # noqa: SLF001
+        self._zero._get_norm_groups = lambda: [torch.ones(())]
         self.optimizer = self._zero.optimizer
         adam_state(self.optimizer, self._zero.fp32_partitioned_groups_flat)
         self._hold(roster, exact)
@@ -65,7 +65,7 @@ class Zero3Engine(ZeroEngine):
         if not name.startswith("ema."):
             working = torch.empty_like(whole, dtype=self._dtype, memory_format=torch.contiguous_format)
             p: ZeroParameter = replace(self.learner, name, working.copy_(whole))
-            self._partitioner._convert_to_deepspeed_param(p)  # noqa: SLF001
+            self._partitioner._convert_to_deepspeed_param(p)
             p.partition()
             self._params[name] = p
         if name in roster.averaged or (name in roster.trained and self._dtype != torch.float32):
@@ -129,7 +129,7 @@ class Zero3Engine(ZeroEngine):
 
     def _gradient(self, name: str) -> Tensor:
         p = self._params[name]
-        value, _ = self._zero._get_fp32_grad_state_partition(param=p, release_swap_buffers=True)  # noqa: SLF001
+        value, _ = self._zero._get_fp32_grad_state_partition(param=p, release_swap_buffers=True)
         return self._shard(name, value).data  # the live partition: the public getter may return a converted copy
 
 
@@ -140,8 +140,8 @@ def _gather_by_unit(learner: nn.Module) -> None:
     backward pass. That hook comes too early where no input needs a gradient (patch embeddings, heads on a frozen
     backbone): these keep the hooks of their parts, and have the parts' parameters registered as theirs.
     """
-    from deepspeed.utils import set_z3_leaf_modules
     from deepspeed.runtime.zero.partition_parameters import register_external_parameter
+    from deepspeed.utils import set_z3_leaf_modules
 
     found = units(learner)
     blocks_train = any(p.requires_grad for m in found if isinstance(m, Block) for p in m.parameters())
