@@ -113,10 +113,10 @@ def test_a_document_must_be_a_mapping(workshop: Workshop, text: str) -> None:
         ("~losses: {centering: 3}", "must be one of sinkhorn_knopp, softmax, not 3"),
         (
             "compute: {engine: {name: deepsped}}",
-            "must be one of deepspeed, ddp, not 'deepsped'; did you mean 'deepspeed'?",
+            "must be one of deepspeed, fsdp, ddp, not 'deepsped'; did you mean 'deepspeed'?",
         ),
         ("compute: {gpusPerWorker: 2}", "must be one of 0, 1, not 2"),
-        ("compute: {engine: {zeroStage: 2}}", "must be 3, not 2"),
+        ("compute: {engine: {zeroStage: 4}}", "must be one of 1, 2, 3, not 4"),
         # types
         ("~steps: many", "spec.pretrain.steps: must be a whole number, not 'many'"),
         ("~steps: '10'", "must be a whole number, not '10'; remove the quotes"),

@@ -90,7 +90,7 @@ BROKEN = [
     job({"highres": {"from": {"model": "models:/a@b", "uri": "x"}}}),
     job({"distill": {"teacher": {"uri": "x"}, **DATA}}),
     job({"pretrain": DATA, "compute": {"gpusPerWorker": 2}}),
-    job({"pretrain": DATA, "compute": {"engine": {"zeroStage": 1}}}),
+    job({"pretrain": DATA, "compute": {"engine": {"zeroStage": 4}}}),
     job({"pretrain": DATA, "suspend": "yes"}),
     job({"pretrain": DATA, "seed": -1}),
     job({"pretrain": DATA, "gate": {"dataset": "x", "knn": {"k": []}}}),
