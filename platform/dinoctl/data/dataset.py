@@ -65,6 +65,10 @@ class Dataset:
         """Label of every sample, shape (samples,); -1 where there is none."""
         return self._index.column("label").astype(np.int64)
 
+    def median_side(self) -> int:
+        """Median of the images' shorter sides, in pixels; of a large dataset, that of a part of it."""
+        return int(np.median(np.minimum(self._index.some("width"), self._index.some("height"))))
+
     def keys(self) -> list[str]:
         """Name of every sample."""
         return self._index.keys()

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 
+from dinoctl.spec.checks_crops import crop_sizes, masking, no_multiple, objective
 from dinoctl.spec.complete import Trained, trained_parent
 from dinoctl.spec.job import JobSpec
 from dinoctl.spec.model import ModelSpec
 from dinoctl.spec.policy import KnnSettings
-from dinoctl.spec.recipe import Crops, Gram, Heads, Schedules
+from dinoctl.spec.recipe import Gram, Heads, Schedules
 from dinoctl.spec.stages import Distill, Evaluate, HighRes, Pretrain
 from dinoctl.spec.yamldoc import Path
 
@@ -25,7 +26,10 @@ def check(spec: JobSpec, others: Mapping[str, JobSpec]) -> Iterator[Finding]:
     if stage.global_batch is not None:
         yield from _batch(spec, path, stage.global_batch)
     if stage.model is not None and stage.crops is not None:
-        yield from _crops(stage.crops, stage.model, path, sizes=isinstance(stage, HighRes))
+        yield from crop_sizes(stage, stage.crops, stage.model, path)
+        yield from masking(stage, stage.crops, stage.model, path)
+    if stage.losses is not None:
+        yield from objective(stage.losses, (*path, "losses"))
     if stage.schedules is not None:
         yield from _schedules(stage.schedules, (*path, "schedules"), stage.steps)
     if stage.model is not None:
@@ -48,7 +52,7 @@ def _knn(knn: KnnSettings | None, model: ModelSpec | None, path: Path) -> Iterat
     if knn.resize is not None and knn.resize < knn.image_size:
         yield (*path, "resize"), f"{knn.resize} is smaller than imageSize {knn.image_size}; make it at least as large"
     if model is not None and knn.image_size % model.patch_size:
-        yield (*path, "imageSize"), _no_multiple(knn.image_size, model.patch_size)
+        yield (*path, "imageSize"), no_multiple(knn.image_size, model.patch_size)
 
 
 def _highres(stage: HighRes, parent: Trained | None, path: Path) -> Iterator[Finding]:
@@ -107,28 +111,6 @@ def _batch(spec: JobSpec, path: Path, batch: int) -> Iterator[Finding]:
         yield (*path, "globalBatch"), text
 
 
-def _crops(crops: Crops, model: ModelSpec, path: Path, *, sizes: bool) -> Iterator[Finding]:
-    """``sizes``: the stage has size, localSize and sizes of its own, which is where a user looks."""
-    inner, patch = (*path, "crops"), model.patch_size
-    found: list[tuple[Path, int | None]] = [
-        ((*path, "size") if sizes else (*inner, "global", "size"), crops.global_crops.size),
-        ((*path, "localSize") if sizes else (*inner, "local", "size"), crops.local_crops.size),
-    ]
-    for i, pair in enumerate(crops.sizes or ()):
-        where: Path = (*path, "sizes", i) if sizes else (*inner, "sizes", i)
-        found += [((*where, "global"), pair.global_size)]
-        if pair.local_size != crops.local_crops.size:  # else it is told once, above
-            found += [((*where, "local"), pair.local_size)]
-    for where, size in found:
-        unused = where[-1] in ("localSize", "local") or where[-2:] == ("local", "size")
-        if size is not None and size % patch and (crops.local_crops.count or not unused):
-            yield where, _no_multiple(size, patch)
-
-
-def _no_multiple(size: int, patch: int) -> str:
-    return f"{size} is not a multiple of patchSize {patch}; {max(1, round(size / patch)) * patch} would be"
-
-
 def _schedules(schedules: Schedules, path: Path, steps: int) -> Iterator[Finding]:
     lengths = {
         ("learningRate", "warmupSteps"): schedules.learning_rate.warmup_steps,
@@ -137,7 +119,7 @@ def _schedules(schedules: Schedules, path: Path, steps: int) -> Iterator[Finding
     }
     for name, length in lengths.items():
         if length is not None and length > steps:
-            yield (*path, *name), f"{length} steps are more than the job's {steps}"
+            yield (*path, *name), f"{length} steps are more than the job's {steps}; lower it, or leave it out"
 
 
 def without_heads(stage: Trained) -> bool:

@@ -67,9 +67,14 @@ class ModelSpec(Section):
             fixed = {"embedDim": known.embed_dim, "depth": known.depth, "numHeads": known.num_heads}
             wrong = [f"{k} {v}" for k, v in sizes.items() if v is not None and v != fixed[k]]
             if wrong:
-                raise ValueError(f"{self.arch} has {fixed}; {', '.join(wrong)} needs arch: custom")
+                has = ", ".join(f"{k} {v}" for k, v in fixed.items())
+                raise ValueError(f"{self.arch} has {has}; {', '.join(wrong)} needs arch: custom")
         elif self.embed_dim and self.num_heads and self.embed_dim % self.num_heads:
-            raise ValueError(f"embedDim {self.embed_dim} is not a multiple of numHeads {self.num_heads}")
+            below = self.embed_dim // self.num_heads * self.num_heads
+            near = " or ".join(str(width) for width in (below, below + self.num_heads) if width)
+            raise ValueError(
+                f"embedDim {self.embed_dim} is not a multiple of numHeads {self.num_heads}; {near} would be"
+            )
         return self
 
     def resolved(self, *, drop_path: float) -> "ModelSpec":

@@ -82,7 +82,7 @@ class Blur(Section):
     @model_validator(mode="after")
     def _odd(self) -> "Blur":
         if self.kernel % 2 == 0:
-            raise ValueError(f"kernel must be odd, got {self.kernel}")
+            raise ValueError(f"kernel must be odd, got {self.kernel}; use {self.kernel - 1} or {self.kernel + 1}")
         return self
 
     def chances(self) -> tuple[float, float, float]:

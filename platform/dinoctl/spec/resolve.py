@@ -23,8 +23,10 @@ from dinoctl.spec.load import LoadedJob
 from dinoctl.spec.recipe import RELEASED_ORDER
 from dinoctl.spec.yamldoc import Path, show
 
-_HOW_NOT_WHAT = ("logEvery", "batchSize", "workers", "behaviour")
-"""Fields of a stage or gate that change speed or output on the way, not the result, or that only fill in others."""
+_HOW_NOT_WHAT = ("logEvery", "batchSize", "workers", "behaviour", "maxEnlargement")
+"""Fields of a stage or gate that change speed or output on the way, not the result, that only fill in others, or that
+only say what is refused.
+"""
 _ADDED_LATER: Mapping[str, object] = {"order": list(RELEASED_ORDER)}
 """Fields younger than jobs that exist: left out of the hash while they say what held before, so that it stays."""
 _NOTHING = object()

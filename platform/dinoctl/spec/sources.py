@@ -97,6 +97,9 @@ class TrainData(Section):
     homogeneous: float = choice(0.0, "Share of batches that take all samples from one part.", ge=0, le=1)
     run_length: int = choice(16, "Consecutive samples read with one request.", ge=1)
     max_bad_rate: float = choice(1e-4, "Share of unreadable samples above which the job stops.", ge=0, le=1)
+    max_enlargement: float = choice(
+        4.0, "How many times larger than the median image a global crop may be; beyond it the job does not start.", gt=0
+    )
 
     @model_validator(mode="after")
     def _one_of(self) -> "TrainData":

@@ -19,12 +19,13 @@ class Data:
 
 
 def open_data(recipe: Recipe, seed: int) -> Data:
-    """Opens every part; raises UserError with the path for what is missing or empty."""
+    """Opens every part; raises UserError with the path for what is missing, empty or far too small."""
     parts = recipe.data.parts()
     opened = [Dataset.open(dataset_uri(part.source), part.split) for part in parts]
     for part, dataset in zip(parts, opened, strict=True):
         if len(dataset) == 0:
             raise UserError(f"{part.source} (split {part.split}) has no images")
+        _check_enlargement(f"{part.source} (split {part.split})", dataset.median_side(), recipe)
     if len(opened) == 1:
         return Data(
             opened, SampleOrder(len(opened[0]), recipe.global_batch, seed, recipe.data.run_length), opened[0].hash
@@ -36,6 +37,18 @@ def open_data(recipe: Recipe, seed: int) -> Data:
         sources, recipe.global_batch, seed, run_length=recipe.data.run_length, homogeneous=recipe.data.homogeneous
     )
     return Data(opened, order, "+".join(dataset.hash for dataset in opened))
+
+
+def _check_enlargement(name: str, side: int, recipe: Recipe) -> None:
+    """Enlarging is legal (small scans do well at twice their size), but far beyond its pixels an image is a blur."""
+    size = max(crops.global_crops.size for crops in recipe.crops.pairs())
+    limit = recipe.data.max_enlargement
+    if size > limit * side:
+        raise UserError(
+            f"{name}: the shorter side of the median image is {side} pixels; global crops of {size} pixels are "
+            f"{size / side:.3g} times that, above data.maxEnlargement {limit:g}; make the crops {int(limit * side)} "
+            "pixels or smaller, pack larger images, or raise data.maxEnlargement"
+        )
 
 
 def dataset_uri(source: DataSource) -> str:

@@ -27,7 +27,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(data: dict[str, Any], **stage: Any) -> Recipe:
-    stage = {"data": data, "globalBatch": 8, **stage}
+    stage = {"data": {"maxEnlargement": 28, **data}, "globalBatch": 8, **stage}
     return Recipe.of(Pretrain.model_validate(stage, by_alias=True, by_name=False))
 
 
@@ -51,6 +51,17 @@ def test_a_mixture(digits: Path) -> None:
     assert np.mean([len(set(batch.tolist())) == 1 for batch in sources]) > 0.25
     again = open_data(recipe({"mixture": parts, "homogeneous": 0.25, "runLength": 2}), 3)
     assert all(np.array_equal(again.order.batch(step), data.order.batch(step)) for step in range(8))
+
+
+def test_images_far_smaller_than_the_crops(digits: Path) -> None:
+    said = r"set \(split val\): the shorter side of the median image is 8 pixels; global crops of 40 pixels are 5 times"
+    source, crops = {"source": str(digits), "split": "val", "maxEnlargement": 4}, {"global": {"size": 40}}
+    with pytest.raises(UserError, match=said + r".* make the crops 32 pixels or smaller"):
+        open_data(recipe(source, crops=crops), 0)
+    with pytest.raises(UserError, match="are 5 times"):
+        open_data(recipe(source, crops={"global": {"size": 32}, "sizes": [{"global": 32}, {"global": 40}]}), 0)
+    assert len(open_data(recipe({**source, "maxEnlargement": 5}, crops=crops), 0).parts[0]) == 500
+    assert len(open_data(recipe(source, crops={"global": {"size": 32}}), 0).parts[0]) == 500
 
 
 def test_a_part_that_is_not_there(digits: Path, tmp_path: Path) -> None:
