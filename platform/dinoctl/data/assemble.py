@@ -23,7 +23,8 @@ from dinoctl.data.dataset import Dataset
 from dinoctl.data.errors import DataError
 from dinoctl.data.mask import masks
 from dinoctl.data.order import Order, lanes_of
-from dinoctl.spec.recipe import Crops, Masks
+from dinoctl.spec.crops import Crops
+from dinoctl.spec.recipe import Masks
 
 _REPLACEMENTS = 16
 

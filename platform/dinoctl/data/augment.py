@@ -23,7 +23,7 @@ from dinoctl.data import color, keyed
 from dinoctl.data.blur import gaussian_blur
 from dinoctl.data.decode import Pixels
 from dinoctl.data.errors import DataError
-from dinoctl.spec.recipe import Augmentation, ColorJitter, Crops, Distortion
+from dinoctl.spec.crops import Augmentation, ColorJitter, Crops, Distortion
 
 Crop = NDArray[np.uint8]
 """(3, height, width), RGB."""

@@ -24,7 +24,8 @@ from dinoctl.data.children import Child
 from dinoctl.data.dataset import Dataset
 from dinoctl.data.errors import DataError
 from dinoctl.data.order import Order
-from dinoctl.spec.recipe import Crops, Masks
+from dinoctl.spec.crops import Crops
+from dinoctl.spec.recipe import Masks
 
 Made = tuple[Arrays, list[BadSample]]
 

@@ -4,10 +4,11 @@ from collections.abc import Iterator, Mapping
 
 from dinoctl.spec.checks_crops import crop_sizes, masking, no_multiple, objective
 from dinoctl.spec.complete import Trained, trained_parent
+from dinoctl.spec.crops import Crops
 from dinoctl.spec.job import JobSpec
 from dinoctl.spec.model import ModelSpec
 from dinoctl.spec.policy import KnnSettings
-from dinoctl.spec.recipe import Crops, Gram, Heads, Schedules
+from dinoctl.spec.recipe import Gram, Heads, Schedules
 from dinoctl.spec.stages import Distill, Evaluate, HighRes, Pretrain
 from dinoctl.spec.yamldoc import Path
 

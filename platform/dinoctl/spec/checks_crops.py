@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterator
 
 from dinoctl.spec.complete import Trained
+from dinoctl.spec.crops import Crops
 from dinoctl.spec.model import ModelSpec
-from dinoctl.spec.recipe import Crops, Losses
+from dinoctl.spec.recipe import Losses
 from dinoctl.spec.stages import HighRes
 from dinoctl.spec.yamldoc import Path
 

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dinoctl.spec.crops import Crops
 from dinoctl.spec.fill import Filler, compress, without_lengths
 from dinoctl.spec.job import JobSpec, Stage
 from dinoctl.spec.model import ModelSpec
-from dinoctl.spec.recipe import Crops, Heads
+from dinoctl.spec.recipe import Heads
 from dinoctl.spec.sources import JobRef, ModelSource, TrainData
 from dinoctl.spec.stages import Distill, Evaluate, Headless, HighRes, Pretrain
 from dinoctl.spec.yamldoc import Path

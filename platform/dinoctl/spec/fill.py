@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from dinoctl.spec.base import Section
+from dinoctl.spec.crops import Crops, CropSizes
 from dinoctl.spec.model import ModelSpec
 from dinoctl.spec.policy import KnnSettings
-from dinoctl.spec.recipe import Crops, CropSizes, Gram, Losses, Schedules
+from dinoctl.spec.recipe import Gram, Losses, Schedules
 from dinoctl.spec.yamldoc import Path
 
 S = TypeVar("S", bound=Section)

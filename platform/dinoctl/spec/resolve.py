@@ -15,12 +15,12 @@ from typing import Any
 from dinoctl.spec.base import Section
 from dinoctl.spec.checks import check
 from dinoctl.spec.complete import complete
+from dinoctl.spec.crops import RELEASED_ORDER
 from dinoctl.spec.errors import Problem, SpecError
 from dinoctl.spec.fill import Filler, yaml_name
 from dinoctl.spec.graph import parents, topological
 from dinoctl.spec.job import API_VERSION, JobSpec
 from dinoctl.spec.load import LoadedJob
-from dinoctl.spec.recipe import RELEASED_ORDER
 from dinoctl.spec.yamldoc import Path, show
 
 _HOW_NOT_WHAT = ("logEvery", "batchSize", "workers", "behaviour", "maxEnlargement")

@@ -6,9 +6,10 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from dinoctl.spec.base import Probability, Section, Size, Steps, choice, derived, paper
+from dinoctl.spec.crops import Crops, CropSizes
 from dinoctl.spec.model import ModelSpec
 from dinoctl.spec.policy import KnnSettings
-from dinoctl.spec.recipe import Crops, CropSizes, DistillSchedules, Heads, Losses, Masks, Optimizer, Schedules
+from dinoctl.spec.recipe import DistillSchedules, Heads, Losses, Masks, Optimizer, Schedules
 from dinoctl.spec.sources import DataSource, ModelSource, TrainData, Uri
 
 

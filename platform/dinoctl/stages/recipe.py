@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from dinoctl.spec.crops import Crops
 from dinoctl.spec.errors import UserError
-from dinoctl.spec.recipe import Crops, Losses, Masks, Optimizer, Schedules
+from dinoctl.spec.recipe import Losses, Masks, Optimizer, Schedules
 from dinoctl.spec.sources import TrainData
 from dinoctl.spec.stages import Distill, HighRes, Pretrain
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dinoctl.data.dataset import Dataset
 from dinoctl.data.pack import pack
-from dinoctl.spec.recipe import Crops, GlobalCrops, LocalCrops
+from dinoctl.spec.crops import Crops, GlobalCrops, LocalCrops
 from support.fixtures import s3, s3_faults, s3_server  # noqa: F401
 
 MakeFolder = Callable[..., Path]

@@ -10,7 +10,7 @@ from dinoctl.data import augment, color
 from dinoctl.data.augment import MultiCrop
 from dinoctl.data.blur import gaussian_blur, reflected
 from dinoctl.data.errors import DataError
-from dinoctl.spec.recipe import Augmentation, Blur, ColorJitter, Crops, GlobalCrops, LocalCrops
+from dinoctl.spec.crops import Augmentation, Blur, ColorJitter, Crops, GlobalCrops, LocalCrops
 
 PLAIN = Augmentation(
     horizontal_flip=0.0,

@@ -18,7 +18,7 @@ from dinoctl.data import augment, color
 from dinoctl.data.augment import MultiCrop
 from dinoctl.data.batch import normalise
 from dinoctl.data.blur import gaussian_blur
-from dinoctl.spec.recipe import (
+from dinoctl.spec.crops import (
     RELEASED_ORDER,
     Augmentation,
     Blur,

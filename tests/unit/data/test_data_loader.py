@@ -18,7 +18,8 @@ from dinoctl.data.loader import TrainLoader
 from dinoctl.data.mixture import MixtureOrder
 from dinoctl.data.order import SampleOrder
 from dinoctl.data.pack import pack
-from dinoctl.spec.recipe import Crops, LocalCrops, Masks
+from dinoctl.spec.crops import Crops, LocalCrops
+from dinoctl.spec.recipe import Masks
 
 B = 12
 

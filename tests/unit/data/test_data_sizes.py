@@ -9,7 +9,8 @@ from dinoctl.data.dataset import Dataset
 from dinoctl.data.errors import DataError
 from dinoctl.data.loader import TrainLoader
 from dinoctl.data.order import SampleOrder
-from dinoctl.spec.recipe import Crops, CropSizes, GlobalCrops, LocalCrops, Masks
+from dinoctl.spec.crops import Crops, CropSizes, GlobalCrops, LocalCrops
+from dinoctl.spec.recipe import Masks
 
 B = 6
 SIZES = [(16, 8, 1.0), (24, 8, 2.0), (24, 12, 1.0)]

@@ -8,10 +8,10 @@ from spec_documents import PRETRAIN, Workshop, document
 
 from dinoctl.cli.render import resolved_yaml
 from dinoctl.spec.base import parse_bytes, parse_duration
+from dinoctl.spec.crops import Crops, GlobalCrops
 from dinoctl.spec.fill import Filler
 from dinoctl.spec.job import JobSpec, references
 from dinoctl.spec.pin import pin
-from dinoctl.spec.recipe import Crops, GlobalCrops
 from dinoctl.spec.sources import JobRef
 
 PACK = document("data", "pack: {source: builtin://digits}")
