@@ -2,10 +2,11 @@
 
 from dinoctl.model.config import RELEASED, ViTConfig
 from dinoctl.model.export import Exported, load_export, save_export
+from dinoctl.model.features import Features, Read
 from dinoctl.model.heads import HeadArguments, ProjectionHead, WeightNormLinear, head_arguments
 from dinoctl.model.names import from_huggingface, to_huggingface, to_timm
 from dinoctl.model.positions import interpolate_pos_embed, resize_pos_embed
-from dinoctl.model.vit import Features, Read, VisionTransformer
+from dinoctl.model.vit import VisionTransformer
 from dinoctl.model.weights import OfficialState, infer_config, load_strict, read_state_dict, to_official
 
 __all__ = [

@@ -22,8 +22,9 @@ class ViTConfig:
     (None: no LayerScale at all). `interpolate_antialias` and `interpolate_offset` say how the position table is resized
     to other image sizes: the original models use (False, 0.1), the register models (True, 0.0).
 
-    Additions of DINOv3 (arXiv 2508.10104): `local_cls_norm` gives the class token of local crops, and `cls_norm` class
-    token and registers of all crops, a final norm of their own.
+    Additions of DINOv3 (arXiv 2508.10104): with `rope_base` there is no position table, but queries and keys are turned
+    (`model.rope`), in training at places multiplied by up to `rope_rescale` or its inverse. `local_cls_norm` gives the
+    class token of local crops, and `cls_norm` class token and registers of all crops, a final norm of their own.
     """
 
     embed_dim: int
@@ -38,6 +39,8 @@ class ViTConfig:
     drop_path: float = 0.0
     interpolate_antialias: bool = False
     interpolate_offset: float = 0.1
+    rope_base: float | None = None
+    rope_rescale: float | None = None
     local_cls_norm: bool = False
     cls_norm: bool = False
 
@@ -57,6 +60,16 @@ class ViTConfig:
             raise ValueError(f"registers is {self.registers}; it cannot be negative")
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"drop_path is {self.drop_path}; it lies in [0, 1)")
+        self._check_rope()
+
+    def _check_rope(self) -> None:
+        if self.rope_base is not None and (self.rope_base <= 1 or self.embed_dim // self.num_heads % 4):
+            raise ValueError(
+                f"rope_base is {self.rope_base} with heads of {self.embed_dim // self.num_heads} channels; "
+                "it has to be above 1, and the channels a multiple of 4"
+            )
+        if self.rope_rescale is not None and (self.rope_rescale < 1 or self.rope_base is None):
+            raise ValueError(f"rope_rescale is {self.rope_rescale}; it is at least 1, and needs a rope_base")
 
     @property
     def grid(self) -> int:

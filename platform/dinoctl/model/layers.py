@@ -15,9 +15,12 @@ from dinoctl.model.attention import attend, cut_for, join_heads, split_heads
 from dinoctl.model.config import ViTConfig
 from dinoctl.model.fused import add_feed_forward, add_projected, project_heads
 from dinoctl.model.packing import Kept, Layout, add_kept, select_kept
+from dinoctl.model.rope import Turns, rotate, row_turns, turn_heads
 from dinoctl.model.wanted import Reads, Wanted, collect, row_weights, spread
 
 NORM_EPS = 1e-6
+KeptPair = tuple[Kept | None, Kept | None]
+"""What attention and FFN run on; None: all samples."""
 
 
 def init_linear(layer: nn.Linear, generator: torch.Generator | None = None) -> None:
@@ -84,10 +87,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        """(1, T, D) to (1, T, D)."""
+    def forward(self, x: Tensor, layout: Layout, turns: Turns | None = None) -> Tensor:
+        """(1, T, D) to (1, T, D); with `turns` queries and keys are turned by rotary positions."""
         qkv = self.qkv(x).squeeze(0)
         triples = split_heads(qkv, cut_for(qkv, layout, 3 * self.num_heads), self.num_heads)
+        if turns is not None:
+            triples = turn_heads(triples, layout, turns, 2)
         mixed: Tensor = self.proj(join_heads(attend(triples, layout)))
         return mixed.unsqueeze(0)
 
@@ -161,28 +166,37 @@ class Block(nn.Module):
         self.ls2 = None if config.layerscale is None else LayerScale(dim, config.layerscale)
 
     def forward(
-        self, x: Tensor, layout: Layout, kept: tuple[Kept, Kept] | None = None, wanted: Wanted | None = None
+        self,
+        x: Tensor,
+        layout: Layout,
+        kept: tuple[Kept, Kept] | None = None,
+        wanted: Wanted | None = None,
+        turns: Turns | None = None,
     ) -> Tensor:
         """(1, T, D) to (1, T, D), with `wanted` to its rows (1, W, D).
 
-        `kept` are the samples that attention and FFN run on; None: all of them.
+        `kept` are the samples that attention and FFN run on; None: all of them. `turns` are rotary positions.
         """
         kept_pair = (None, None) if kept is None else kept
         fused = self.fused and not _watched(x)
         if wanted is not None:
-            return self._rows(x, layout, kept_pair, wanted, fused)
-        return (self._fused if fused else self._plain)(x, layout, *kept_pair)
+            return self._rows(x, layout, kept_pair, wanted, fused, turns)
+        return (self._fused if fused else self._plain)(x, layout, kept_pair, turns)
 
-    def _plain(self, x: Tensor, layout: Layout, attn_kept: Kept | None, ffn_kept: Kept | None) -> Tensor:
+    def _plain(self, x: Tensor, layout: Layout, kept: KeptPair, turns: Turns | None) -> Tensor:
+        attn_kept, ffn_kept = kept
         source, inner = (x, layout) if attn_kept is None else (select_kept(x, attn_kept), attn_kept.layout)
-        x = _add(x, self.attn(self.norm1(source), inner), self.ls1, attn_kept)
+        x = _add(x, self.attn(self.norm1(source), inner, turns), self.ls1, attn_kept)
         source = x if ffn_kept is None else select_kept(x, ffn_kept)
         return _add(x, self.mlp(self.norm2(source)), self.ls2, ffn_kept)
 
-    def _fused(self, x: Tensor, layout: Layout, attn_kept: Kept | None, ffn_kept: Kept | None) -> Tensor:
+    def _fused(self, x: Tensor, layout: Layout, kept: KeptPair, turns: Turns | None) -> Tensor:
+        attn_kept, ffn_kept = kept
         layout = layout if attn_kept is None else attn_kept.layout
         cut, heads = cut_for(x, layout, self.attn.num_heads), self.attn.num_heads
         flat, triples = project_heads(x.squeeze(0), attn_kept, cut, self.norm1, self.attn.qkv, heads, slice(0, 3))
+        if turns is not None:
+            triples = turn_heads(triples, layout, turns, 2)
         pieces = attend(triples, layout)
         flat = add_projected(flat, pieces, attn_kept, self.attn.proj, _gamma(self.ls1))
         return self._fused_ffn(flat, ffn_kept).unsqueeze(0)
@@ -194,16 +208,23 @@ class Block(nn.Module):
         )
 
     def _rows(
-        self, x: Tensor, layout: Layout, kept: tuple[Kept | None, Kept | None], wanted: Wanted, fused: bool
+        self,
+        x: Tensor,
+        layout: Layout,
+        kept: KeptPair,
+        wanted: Wanted,
+        fused: bool,
+        turns: Turns | None,
     ) -> Tensor:
         """The wanted rows alone; few, so that plain modules do for all but keys and values."""
         flat, pairs = self._keys_and_values(x.squeeze(0), layout, kept[0], fused)
         rows = flat.index_select(0, torch.cat([reads.rows for reads in wanted]))
         dim = rows.shape[1]
         queries = nn.functional.linear(self.norm1(rows), self.attn.qkv.weight[:dim], self.attn.qkv.bias[:dim])
-        per_group = torch.split(
-            queries.view(len(rows), self.attn.num_heads, 1, -1), [len(reads.rows) for reads in wanted]
-        )
+        queries = queries.view(len(rows), self.attn.num_heads, 1, -1)
+        if turns is not None:
+            queries, pairs = rotate(queries, row_turns(wanted, turns)), turn_heads(pairs, layout, turns, 1)
+        per_group = torch.split(queries, [len(reads.rows) for reads in wanted])
         pieces = []
         for index, (reads, query, pair) in enumerate(zip(wanted, per_group, pairs, strict=True)):
             chosen = None if kept[0] is None else kept[0].crops[index]

@@ -49,7 +49,7 @@ def to_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """An official flat backbone state under the names of transformers; tensors are shared, not copied.
 
     The norm of local crops' class tokens is left out, since local crops are for training only. Raises ValueError for a
-    norm of the class token, which transformers does not know.
+    network that transformers does not know: rotary positions, a norm of the class token.
     """
     result: dict[str, Tensor] = {}
     for key, value in _released_kind(state, "transformers").items():
@@ -100,6 +100,8 @@ def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _released_kind(state: Mapping[str, Tensor], library: str) -> dict[str, Tensor]:
+    if "pos_embed" not in state:
+        raise ValueError(f"{library} has no DINOv2 model with rotary positions (model.rope)")
     if "cls_norm.weight" in state:
         raise ValueError(f"{library} has no DINOv2 model with a norm of the class token (model.untieNorms)")
     return {key: value for key, value in state.items() if not key.startswith("local_cls_norm.")}

@@ -57,10 +57,13 @@ def resize_pos_embed(state: Mapping[str, Tensor], new_grid: int, config: ViTConf
     """A backbone state whose position table has `new_grid` x `new_grid` patches; all other tensors are shared.
 
     The table is resized as the model itself does for images of that size, so a model built with
-    `img_size = new_grid * patch_size` gives the same features there. `config` is that of `state`.
+    `img_size = new_grid * patch_size` gives the same features there. `config` is that of `state`; with rotary positions
+    there is no table, and the state stays as it is.
     """
     if new_grid < 1:
         raise ValueError(f"new_grid is {new_grid}; it has to be at least 1")
+    if config.rope_base is not None:
+        return dict(state)
     resized = interpolate_pos_embed(
         state["pos_embed"],
         new_grid,

@@ -125,7 +125,8 @@ def infer_config(state: Mapping[str, Tensor], *, num_heads: int | None = None) -
     """The config of a flat official backbone state, as far as shapes tell.
 
     What shapes do not tell is taken as in the released models: heads of 64 channels unless `num_heads` is given, no
-    stochastic depth, antialias without offset exactly if there are registers. Raises ValueError for other states.
+    stochastic depth, antialias without offset exactly if there are registers. Raises ValueError for other states, among
+    them those with rotary positions, which leave no trace in a state: an export's config.json tells them.
     """
     needed = ("cls_token", "pos_embed", "patch_embed.proj.weight")
     absent = [key for key in needed if key not in state]

@@ -81,6 +81,9 @@ def _highres(stage: HighRes, parent: Trained | None, path: Path) -> Iterator[Fin
 
 
 def _extensions(model: ModelSpec, crops: Crops | None, path: Path) -> Iterator[Finding]:
+    channels = (model.embed_dim or 0) // (model.num_heads or 1)
+    if model.rope is not None and channels % 4:
+        yield (*path, "rope"), f"needs heads of a multiple of 4 channels, these have {channels}; change numHeads"
     if model.untie_norms in ("local_cls", "both") and crops is not None and not crops.local_crops.count:
         yield (*path, "untieNorms"), f"{model.untie_norms}, but there are no local crops; crops.local.count is 0"
 

@@ -29,6 +29,18 @@ SHAPES: dict[str, Shape] = {
 }
 
 
+class Rope(Section):
+    """Rotary positions in two axes (DINOv3, arXiv 2508.10104): no table, no interpolation at other image sizes."""
+
+    base: float = paper(100.0, "Longest period, nearly, in half image sides; the shortest is 1.", "DINOv3 paper", gt=1)
+    rescale: float | None = paper(
+        2.0,
+        "In training all places are multiplied by a factor, log-uniform from 1/this to this; null is none.",
+        "DINOv3 paper",
+        ge=1,
+    )
+
+
 class ModelSpec(Section):
     """A Vision Transformer."""
 
@@ -46,9 +58,10 @@ class ModelSpec(Section):
         "Stochastic depth rate of the student.", "0.4 in pretraining (vitg14), 0 in distillation", ge=0, lt=1
     )
     position_interpolation: Literal["antialias", "offset"] | None = derived(
-        "How positional embeddings are resized.", "antialias with registers, offset (the original models) without"
+        "How learned positions are resized.", "antialias with registers, offset (the original models) without"
     )
 
+    rope: Rope | None = paper(None, "Rotary positions in place of the learned table, as in DINOv3.", "code config")
     untie_norms: Literal["local_cls", "cls", "both"] | None = paper(
         None,
         "Final norms of their own (DINOv3): local_cls for class tokens of local crops, cls for class token and "
@@ -86,6 +99,11 @@ class ModelSpec(Section):
             "num_heads": self.num_heads or (shape and shape.num_heads),
             "ffn": self.ffn or (shape.ffn if shape else "mlp"),
             "drop_path": drop_path if self.drop_path is None else self.drop_path,
-            "position_interpolation": self.position_interpolation or ("antialias" if self.registers else "offset"),
+            "position_interpolation": self.position_interpolation or self._interpolation(),
         }
         return self.model_copy(update=fill)
+
+    def _interpolation(self) -> Literal["antialias", "offset"] | None:
+        if self.rope is not None:
+            return None
+        return "antialias" if self.registers else "offset"

@@ -11,7 +11,7 @@ from dinoctl.training.context import Context
 from dinoctl.training.learner import Learner
 from dinoctl.training.loop import LoopResult
 
-_EXTENSIONS = ("local_cls_norm", "cls_norm")
+_EXTENSIONS = ("rope_base", "local_cls_norm", "cls_norm")
 
 
 def run(attempt: Attempt, context: Context) -> LoopResult:

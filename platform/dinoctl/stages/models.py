@@ -43,6 +43,8 @@ def vit_config(model: ModelSpec, image_size: int) -> ViTConfig:
         drop_path=model.drop_path or 0.0,
         interpolate_antialias=antialias,
         interpolate_offset=0.0 if antialias else 0.1,
+        rope_base=model.rope.base if model.rope else None,
+        rope_rescale=model.rope.rescale if model.rope else None,
         local_cls_norm=model.untie_norms in ("local_cls", "both"),
         cls_norm=model.untie_norms in ("cls", "both"),
     )

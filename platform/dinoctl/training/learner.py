@@ -26,6 +26,7 @@ from dinoctl.objective import (
     koleo_loss,
 )
 from dinoctl.spec.recipe import Head, Heads, Losses
+from dinoctl.training.seeds import shared_seed
 from dinoctl.training.signals import Study, student_signals, teacher_signals
 
 
@@ -132,9 +133,9 @@ class Learner(nn.Module):
 
         Crops are crop-major floats: `global_crops` (2 B, 3, H, W), `local_crops` (L B, 3, h, w) or None. `masks`
         (2 B, N) bool; `mask_indices` (M,) int64, its true entries in the flattened 2 B * N; `mask_weights` (M,) fp32,
-        one over the number of masked tokens of a token's crop. M differs between ranks and may be 0. `seed` decides
-        stochastic depth. `gram_weight` is the weight of Gram anchoring in this step; with None its teacher does not
-        run, so it has to be None, or not, on all ranks.
+        one over the number of masked tokens of a token's crop. M differs between ranks and may be 0. `seed`, a
+        `step_seed`, decides stochastic depth and the factor on rotary places. `gram_weight` is the weight of Gram
+        anchoring in this step; with None its teacher does not run, so it has to be None, or not, on all ranks.
 
         Metrics are 0-dim, detached, of this rank: `loss`; `dino_global`, `dino_local`, `ibot`, `koleo` and, if there is
         a Gram teacher, `gram`, its weighted parts; `health/...`, what docs/health.md tells of (`training.signals`).
@@ -200,14 +201,15 @@ class Learner(nn.Module):
         if `whole`, all global patch tokens (2 B, N, D): otherwise the last block leaves those out that nobody reads.
         """
         drawn = [masks if self.mask_student else None, None][: len(crops)]
-        wanted = [indices, None][: len(crops)]
+        wanted, seeds = [indices, None][: len(crops)], {"seed": seed, "place_seed": shared_seed(seed)}
         if whole:
-            features = cast(list[Features], self.student.backbone(crops, masks=drawn, is_training=True, seed=seed))
+            features = cast(list[Features], self.student.backbone(crops, masks=drawn, is_training=True, **seeds))
             patches = features[0]["x_norm_patchtokens"]
-            read = [Read(group["x_norm_clstoken"], select(patches, indices)) for group in features]
+            tokens = select(patches, indices)
+            read = [Read(group["x_norm_clstoken"], tokens) for group in features]
         else:
             patches = None
-            read = cast(list[Read], self.student.backbone(crops, masks=drawn, wanted=wanted, seed=seed))
+            read = cast(list[Read], self.student.backbone(crops, masks=drawn, wanted=wanted, **seeds))
         logits, patch_logits = self.student.project(torch.cat([group.classes for group in read]), read[0].patches)
         of_global, of_local = torch.split(logits, [len(crops[0]), len(logits) - len(crops[0])])
         return (of_global, of_local, patch_logits), read[0].classes, patches

@@ -24,6 +24,7 @@ from dinoctl.training.guard import Skips, StepGuard
 from dinoctl.training.ledger import LedgerWriter
 from dinoctl.training.meter import Meter, Pace
 from dinoctl.training.schedules import RecipeSchedules, StepValues
+from dinoctl.training.seeds import step_seed as step_seed  # others key by it too
 from dinoctl.training.vitals import Vitals
 
 _STOP_EVERY = 5  # steps between questions whether to stop; each one costs a host collective
@@ -182,11 +183,6 @@ class Loop:
             warning = "; ".join(filter(None, self._warnings.values()))
             progress = Progress(step, steps, pace, eta, self._committed, self._loss, warning=warning)
             self._context.report(progress)
-
-
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """What keys stochastic depth: each rank drops among its own samples."""
-    return (seed * 1_000_003 + step) * 65_537 + rank
 
 
 def _rates(values: StepValues) -> dict[str, float]:

@@ -18,6 +18,7 @@ from dinoctl.objective import feature_distance, feature_std, view_distance
 from dinoctl.spec.recipe import Losses
 from dinoctl.spec.stages import FeatureMatching
 from dinoctl.training.learner import check_patches, koleo_part
+from dinoctl.training.seeds import shared_seed
 
 
 class Matched(nn.Module):
@@ -93,7 +94,8 @@ class FeatureLearner(nn.Module):
         crops = [group.to(dtype) for group in (global_crops, local_crops) if group is not None]
         with torch.no_grad():
             target = cast(Features, self.teacher.backbone(crops[0], is_training=True))
-        found = cast(list[Features], self.student.backbone(crops, is_training=True, seed=seed))
+        seeds = {"seed": seed, "place_seed": shared_seed(seed)}
+        found = cast(list[Features], self.student.backbone(crops, is_training=True, **seeds))
         classes = self.student.class_projection(torch.cat([group["x_norm_clstoken"] for group in found]))
         patches = self.student.patch_projection(found[0]["x_norm_patchtokens"])
         parts = self._parts(classes, patches, target) | {"koleo": koleo_part(found[0]["x_norm_clstoken"], self.losses)}

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dinoctl.model import VisionTransformer, ViTConfig
 from dinoctl.model import fused as functions
-from dinoctl.model.vit import Read
+from dinoctl.model.features import Read
 
 VARIANTS = list(itertools.product(["mlp", "swiglu"], [None, 0.5], [0.0, 0.4]))
 

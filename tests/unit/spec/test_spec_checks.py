@@ -44,6 +44,11 @@ DISTILL = "distill: {teacher: {job: p}, data: {source: x}, model: {arch: vit_sma
             "pretrain: {data: {source: x}, crops: {local: {count: 0}}, model: {untieNorms: local_cls}}",
             "model.untieNorms: local_cls, but there are no local crops",
         ),
+        (
+            "pretrain: {data: {source: x}, model: {arch: custom, embedDim: 30, depth: 1, numHeads: 5, rope: {}}}",
+            "model.rope: needs heads of a multiple of 4 channels, these have 6; change numHeads",
+        ),
+        ("highres: {from: {job: p}, model: {rope: {}}}", "highres.model: is the parent's; only dropPath"),
         (DISTILL + "}, losses: {gram: {}}}", "losses.gram: needs a teacher that is the student's average"),
         (
             "pretrain: {data: {source: x}, crops: {global: {size: 225}}}",

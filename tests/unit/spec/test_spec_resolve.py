@@ -44,9 +44,19 @@ def test_the_way_of_writing_changes_nothing(workshop: Workshop) -> None:
 BASE = "pretrain: {data: {source: x}, globalBatch: 64}\ngate: {dataset: y}"
 
 
+def test_options_that_are_off_leave_the_hash_as_it_was_without_them(workshop: Workshop) -> None:
+    off = "64, model: {rope: null, untieNorms: null}, losses: {gram: null, koleoGroup: null}}"
+    hashes = [workshop.resolve(document("a", text))["a"].spec_hash for text in (BASE, BASE.replace("64}", off))]
+    assert hashes[0] == hashes[1]
+
+
 @pytest.mark.parametrize(
     "spec",
     [
+        BASE.replace("64}", "64, model: {rope: {}}}"),
+        BASE.replace("64}", "64, model: {untieNorms: local_cls}}"),
+        BASE.replace("64}", "64, losses: {koleoGroup: 16}}"),
+        BASE.replace("64}", "64, losses: {gram: {}}}"),
         BASE.replace("64", "128"),
         BASE.replace("source: x", "source: z"),
         BASE.replace("dataset: y", "dataset: z"),

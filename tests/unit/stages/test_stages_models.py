@@ -16,7 +16,7 @@ from dinoctl.handover.ledger import CHECKPOINTS, Ledger
 from dinoctl.model import ViTConfig, load_export, save_export
 from dinoctl.spec.errors import UserError
 from dinoctl.spec.job import JobSpec
-from dinoctl.spec.model import ModelSpec
+from dinoctl.spec.model import ModelSpec, Rope
 from dinoctl.spec.recipe import Head, Heads
 from dinoctl.spec.sources import JobRef, ModelRef, UriRef
 from dinoctl.stages import highres
@@ -184,6 +184,20 @@ def test_positions_are_enlarged_to_the_new_size(tmp_path: Path) -> None:
         wanted = network().backbone.eval()(image)
         torch.testing.assert_close(found.network(24).backbone.eval()(image), wanted, rtol=1e-5, atol=1e-6)
     assert found.network(16).backbone.pos_embed.shape == (1, 17, 16)
+
+
+def test_rotary_positions_need_no_enlarging(tmp_path: Path) -> None:
+    model = ModelSpec(arch="custom", embed_dim=16, depth=2, num_heads=2, patch_size=4, rope=Rope(), untie_norms="both")
+    config = vit_config(model.resolved(drop_path=0.0), 16)
+    assert (config.rope_base, config.rope_rescale, config.local_cls_norm, config.cls_norm) == (100.0, 2.0, True, True)
+    net = build_network(config, HEADS, generator=torch.Generator().manual_seed(0))
+    backbone, both = parts(net)
+    save_export(tmp_path / "export", backbone, config, both, {"job": "parent"})
+    large = opened(tmp_path / "export").network(24)
+    assert large.backbone.config.img_size == 24
+    state = large.state_dict()
+    assert state.keys() == net.state_dict().keys()
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
 
 
 def test_the_student_goes_on_from_the_last_checkpoint(tmp_path: Path) -> None:
