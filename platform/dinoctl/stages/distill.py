@@ -16,7 +16,7 @@ from dinoctl.spec.recipe import Head, Heads, Losses
 from dinoctl.spec.stages import Distill, FeatureMatching
 from dinoctl.stages.models import OpenedModel, open_model, vit_config
 from dinoctl.stages.recipe import Recipe
-from dinoctl.stages.train import train
+from dinoctl.stages.train import Work, train
 from dinoctl.stages.warmup import warmed_heads
 from dinoctl.training.context import Context
 from dinoctl.training.learner import Learner, build_network, check_patches, distillation_learner
@@ -24,8 +24,8 @@ from dinoctl.training.loop import LoopResult
 from dinoctl.training.matching import Bare, FeatureLearner, Matched
 
 
-def run(attempt: Attempt, context: Context) -> LoopResult:
-    """Builds the student from the seed, gives the teacher heads if it has none, and trains."""
+def run(attempt: Attempt, context: Context, work: Work = train) -> LoopResult:
+    """Builds the student from the seed, gives the teacher heads if it has none, and trains (or does other ``work``)."""
     stage = attempt.spec.stage
     assert isinstance(stage, Distill)  # noqa: S101 - the table of stages pairs them
     opened, recipe = open_model(stage.teacher, attempt.tracking_uri), Recipe.of(stage)
@@ -40,14 +40,14 @@ def run(attempt: Attempt, context: Context) -> LoopResult:
         check_patches(backbone, opened.exported.backbone)
         if stage.headless is not None and stage.headless.features is not None:
             learner = _matching(attempt, backbone, opened, stage.losses, stage.headless.features)
-            return train(attempt, context, recipe, learner, size)
+            return work(attempt, context, recipe, learner, size)
     if stage.headless is not None and stage.headless.warmup is not None:
         heads, steps = stage.heads or Heads(), stage.headless.warmup.steps or 1
         warmed = warmed_heads(attempt, context, recipe, opened.exported.backbone, heads, steps)
         if warmed is None:
             return LoopResult(0, stopped=True, images_per_s=0.0)
         opened = replace(opened, exported=opened.exported._replace(heads=warmed))
-    return train(attempt, context, recipe, _learner(attempt, stage, opened), size)
+    return work(attempt, context, recipe, _learner(attempt, stage, opened), size)
 
 
 def _generator(attempt: Attempt) -> torch.Generator:

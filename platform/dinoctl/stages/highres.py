@@ -6,7 +6,7 @@ from dinoctl.spec.errors import UserError
 from dinoctl.spec.stages import HighRes
 from dinoctl.stages.models import OpenedModel, open_model, vit_config
 from dinoctl.stages.recipe import Recipe
-from dinoctl.stages.train import train
+from dinoctl.stages.train import Work, train
 from dinoctl.training.context import Context
 from dinoctl.training.learner import Learner
 from dinoctl.training.loop import LoopResult
@@ -14,8 +14,8 @@ from dinoctl.training.loop import LoopResult
 _EXTENSIONS = ("rope_base", "local_cls_norm", "cls_norm")
 
 
-def run(attempt: Attempt, context: Context) -> LoopResult:
-    """Enlarges the positions of both networks and trains with the compressed schedules."""
+def run(attempt: Attempt, context: Context, work: Work = train) -> LoopResult:
+    """Enlarges the positions of both networks and trains with the compressed schedules (or does other ``work``)."""
     stage = attempt.spec.stage
     assert isinstance(stage, HighRes)  # noqa: S101 - the table of stages pairs them
     parent = open_model(stage.parent, attempt.tracking_uri)
@@ -25,7 +25,7 @@ def run(attempt: Attempt, context: Context) -> LoopResult:
     student = parent.network(stage.size, drop_path=drop_path or 0.0, student=True)
     teacher = parent.network(stage.size)
     recipe = Recipe.of(stage)
-    return train(attempt, context, recipe, Learner(student, teacher, None, recipe.losses), stage.size)
+    return work(attempt, context, recipe, Learner(student, teacher, None, recipe.losses), stage.size)
 
 
 def _check_same(parent: OpenedModel, wanted: ViTConfig) -> None:

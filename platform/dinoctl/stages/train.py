@@ -29,6 +29,9 @@ from dinoctl.training.matching import FeatureLearner
 from dinoctl.training.schedules import RecipeSchedules
 from dinoctl.training.vitals import Vitals
 
+Work = Callable[[Attempt, Context, Recipe, Learner | FeatureLearner, int], LoopResult]
+"""What a stage does with the learner that it has built, for images of a size: `train`, or to look at a step again."""
+
 
 def train(
     attempt: Attempt, context: Context, recipe: Recipe, learner: Learner | FeatureLearner, image_size: int

@@ -110,7 +110,7 @@ class Culprit:
         engine, values, learner = self._engine, self._schedules.at(step), self._learner
         batch = self._again(step)
         inputs, seen = self._inputs(batch), list[Tensor]()
-        with _undisturbed(learner, seen), Trace(learner) as trace:
+        with rules_at_rest(learner), _observed(learner, seen), Trace(learner) as trace:
             seed = step_seed(self._seed, step, engine.rank)
             loss, metrics = engine.forward(*inputs, values.teacher_temperature, seed, values.gram_weight)
             trace.backward_begins()
@@ -119,16 +119,13 @@ class Culprit:
             skip = torch.ones((), device=engine.device)
             engine.step(skip)  # clears the gradients
             engine.average(values.momentum, skip)  # gathers again what a sharding engine has let go
-        order, what = next(_bad(inputs, trace, metrics, norms), (-1, ""))
+        order, what = next(not_finite(inputs, trace, metrics, norms), (-1, ""))
         return Finding(order, engine.rank, what, _samples(batch, seen)) if what else None
 
 
 @contextmanager
-def _undisturbed(learner: nn.Module, seen: list[Tensor]) -> Iterator[None]:
-    """Centers stay where they are; class tokens, the teacher's first, go to ``seen``."""
-    observer = getattr(learner, "observer", None)
-    if isinstance(learner, Learner):
-        learner.observer = lambda study: seen.extend((study.teacher, study.student.detach()))
+def rules_at_rest(learner: nn.Module) -> Iterator[None]:
+    """Targets are made as in training, but no center moves."""
     rules = [module for module in learner.modules() if isinstance(module, (SinkhornKnopp, SoftmaxCenter))]
     for module in rules:
         module.eval()
@@ -137,8 +134,20 @@ def _undisturbed(learner: nn.Module, seen: list[Tensor]) -> Iterator[None]:
     finally:
         for module in rules:
             module.train()
-        if isinstance(learner, Learner):
-            learner.observer = observer
+
+
+@contextmanager
+def _observed(learner: nn.Module, seen: list[Tensor]) -> Iterator[None]:
+    """Class tokens, the teacher's first, go to ``seen``."""
+    if not isinstance(learner, Learner):
+        yield
+        return
+    observer = learner.observer
+    learner.observer = lambda study: seen.extend((study.teacher, study.student.detach()))
+    try:
+        yield
+    finally:
+        learner.observer = observer
 
 
 def magnitude(tensor: Tensor) -> Tensor:
@@ -147,10 +156,10 @@ def magnitude(tensor: Tensor) -> Tensor:
     return detached.abs().amax().float() if detached.numel() else detached.new_zeros((), dtype=torch.float32)
 
 
-def _bad(
+def not_finite(
     inputs: tuple[Tensor | None, ...], trace: Trace, metrics: dict[str, Tensor], norms: dict[str, Tensor]
 ) -> Iterator[tuple[int, str]]:
-    """What is not finite, in order: modules' outputs, parts of the loss, gradients, norms of gradients."""
+    """What is not finite, each with its place in the order: outputs of modules, parts of the loss, gradients, norms."""
     given = any(one is not None and one.is_floating_point() and not one.isfinite().all() for one in inputs)
     parts = [(name, value) for name, value in metrics.items() if not name.startswith("health/")]
     texts = {
