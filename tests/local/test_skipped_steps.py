@@ -1,4 +1,4 @@
-"""A step that is not finite on one of two ranks is skipped on both, by DistributedDataParallel and by ZeRO-3: the state
+"""A step that is not finite on one of two ranks is skipped on both, by ddp, ZeRO-3 and FSDP2: the state
 is bit by bit that of a run which never made that step. A streak ends the run on both ranks.
 """
 
@@ -28,7 +28,7 @@ from dinoctl.training.loop import DivergedError, Loop, LoopSettings
 from dinoctl.training.vitals import Vitals
 
 WORLD, STEPS, BROKEN = 2, 6, 3
-ENGINES = ("ddp", "deepspeed")
+ENGINES = ("ddp", "deepspeed", "fsdp")
 RANK = "health/effective_rank_student"
 
 

@@ -10,6 +10,7 @@ from dinoctl.lifecycle import Status, explain, state_of
 from dinoctl.spec.resolve import ResolvedJob
 
 _LINE_EVERY_S = 10.0
+_PHASES = {"export": "exporting the model", "gate": "measuring for the gate"}
 
 
 class Screen(Protocol):
@@ -44,6 +45,7 @@ class Lines:
     def __init__(self) -> None:
         self._seen: dict[str, tuple[str, str]] = {}
         self._told: dict[str, tuple[float, int]] = {}
+        self._notes: dict[str, tuple[str, str]] = {}
 
     def update(self, statuses: Mapping[str, Status | None]) -> None:
         """See Screen."""
@@ -58,6 +60,7 @@ class Lines:
                 self._tell(name, status)
 
     def _tell(self, name: str, status: Status) -> None:
+        self._note(name, status)
         progress, now = status.progress, time.monotonic()
         told_at, told_step = self._told.get(name, (0.0, -1))
         if progress is None or progress.step == told_step or now - told_at < _LINE_EVERY_S:
@@ -66,6 +69,14 @@ class Lines:
         pace = f", {progress.images_per_s:.0f} images/s" if progress.images_per_s else ""
         eta = f", {_clock(progress.eta_s)} left" if progress.eta_s else ""
         say(f"{name}: step {progress.step}/{progress.steps}{pace}{eta}")
+
+    def _note(self, name: str, status: Status) -> None:
+        """A line when training warns, and when a phase after it begins."""
+        seen = (status.progress.warning, _PHASES.get(status.progress.phase, "")) if status.progress else ("", "")
+        for text, before in zip(seen, self._notes.get(name, ("", "")), strict=True):
+            if text and text != before:
+                say(f"{name}: {text}")
+        self._notes[name] = seen
 
 
 @contextmanager
@@ -107,8 +118,11 @@ def _note(status: Status | None, state: str) -> str:
     seen = status.progress if status else None
     if state != "Running" or seen is None:
         return explain(status) if state in ("Waiting", "Retrying", "Failed", "Blocked") else ""
+    if seen.phase in _PHASES:
+        return _PHASES[seen.phase]
     pace = f"{seen.images_per_s:.0f} images/s" if seen.images_per_s else "starting"
-    return f"{pace}  {_clock(seen.eta_s)} left" if seen.eta_s else pace
+    note = f"{pace}  {_clock(seen.eta_s)} left" if seen.eta_s else pace
+    return f"{note}  warning, see dinoctl status" if seen.warning else note
 
 
 def _clock(seconds: float | None) -> str:

@@ -68,7 +68,9 @@ class LedgerHead:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The latest report of the training loop. ``warning`` is set when the loop itself finds its health wanting."""
+    """The latest report of a worker. ``warning`` is set when training finds its own health wanting; ``phase`` is what is
+    done now: train, then export and gate.
+    """
 
     attempt: int
     step: int
@@ -77,6 +79,7 @@ class Progress:
     images_per_s: float | None = None
     eta_s: float | None = None
     warning: str = ""
+    phase: str = "train"
 
 
 @dataclass(frozen=True, slots=True)

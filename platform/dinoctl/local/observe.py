@@ -115,6 +115,7 @@ def _progress(state: JobState, attempt: int) -> Progress | None:
         images_per_s=fields["images_per_s"],
         eta_s=fields["eta_s"],
         warning=fields.get("warning", ""),
+        phase=fields.get("phase", "train"),
     )
 
 
