@@ -68,8 +68,8 @@ class LedgerHead:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The latest report of a worker. ``warning`` is set when training finds its own health wanting; ``phase`` is what is
-    done now: train, then export and gate.
+    """The latest report of a worker. ``warning`` is set when training finds its own health wanting; ``phase`` is what
+    is done now: train, then export and gate.
     """
 
     attempt: int

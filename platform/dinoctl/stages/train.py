@@ -29,6 +29,8 @@ from dinoctl.training.matching import FeatureLearner
 from dinoctl.training.schedules import RecipeSchedules
 from dinoctl.training.vitals import Vitals
 
+_YOUNG = 100
+"""Steps in which a network may look collapsed because nothing is learned yet, where the warm-up is shorter."""
 Work = Callable[[Attempt, Context, Recipe, Learner | FeatureLearner, int], LoopResult]
 """What a stage does with the learner that it has built, for images of a size: `train`, or to look at a step again."""
 
@@ -183,7 +185,7 @@ def _vitals(attempt: Attempt, recipe: Recipe, learner: nn.Module) -> Vitals | No
     """Nothing to look at where the backbone does not learn, or there are no prototypes."""
     if not isinstance(learner, Learner):
         return None
-    warmup = recipe.schedules.learning_rate.warmup_steps or 0
+    warmup = max(_YOUNG, recipe.schedules.learning_rate.warmup_steps or 0)
     every = attempt.spec.policy.health.every_steps
     return Vitals(learner, every=every, after=warmup, images=recipe.global_batch)
 
