@@ -127,7 +127,11 @@ class Ledger:
         self.storage.delete_prefix(f"{step_name(step)}/")
 
     def collect_orphans(self, attempt: int) -> None:
-        """Deletes slices that attempts older than ``attempt`` never committed."""
+        """Deletes slices that attempts older than ``attempt`` never committed, and what they left half-written.
+
+        Only after ``begin(attempt)`` and before this attempt writes: nobody else may commit then.
+        """
+        self.storage.sweep()
         committed = {step: commit.attempt for step in self.steps() if (commit := self.commit(step))}
         orphans = set()
         for key in self.storage.list("step-"):

@@ -20,6 +20,18 @@ class CheckpointPolicy(Section):
 
     every_steps: int = paper(3750, "Steps between checkpoints.", "code config", ge=1)
     keep: int = paper(3, "Newest checkpoints kept.", "code config", ge=1)
+    keep_every: int | None = choice(
+        None, "Steps; checkpoints at multiples of it are kept for good, besides the newest.", ge=1
+    )
+
+    @model_validator(mode="after")
+    def _multiple(self) -> "CheckpointPolicy":
+        if self.keep_every is not None and self.keep_every % self.every_steps:
+            nearest = max(round(self.keep_every / self.every_steps), 1) * self.every_steps
+            raise ValueError(
+                f"keepEvery {self.keep_every} is no multiple of everySteps {self.every_steps}; make it {nearest}"
+            )
+        return self
 
 
 class HealthPolicy(Section):

@@ -100,7 +100,8 @@ class OpenedModel:
             return {}
         checkpoint = Checkpoint(ledger.storage, head)
         names = [name for name in checkpoint.names("param") if name.startswith("student.")]
-        return {name.removeprefix("student."): checkpoint.tensor("param", name) for name in names}
+        found = checkpoint.tensors("param", names)
+        return {name.removeprefix("student."): tensor for name, tensor in found.items()}
 
 
 def open_model(source: ModelSource, tracking_uri: str | None) -> OpenedModel:

@@ -86,7 +86,12 @@ def _resume(attempt: Attempt, context: Context, ledger: Ledger, engine: Engine) 
     head = agreed_head(attempt, context, ledger)
     if head is None:
         return 0, 0
-    engine.load(Checkpoint(ledger.storage, head).read, head.step - head.skipped)
+    checkpoint = Checkpoint(ledger.storage, head)
+    checkpoint.read_ahead(engine.slices())
+    try:
+        engine.load(checkpoint.read, head.step - head.skipped)
+    finally:
+        checkpoint.close()
     return head.step, head.skipped
 
 
@@ -135,7 +140,7 @@ def _run_loop(
     schedules = schedules_of(recipe)
     workers = spec.compute.loader_workers
     loader = _loader(attempt, recipe, data, start, patch_size, context.rank, context.world, workers)
-    writer = LedgerWriter(ledger, identity, keep=policy.keep)
+    writer = LedgerWriter(ledger, identity, keep=policy.keep, keep_every=policy.keep_every)
     spool = Spool(attempt.spool, attempt=attempt.number) if context.rank == 0 else None
     try:
         inputs = inputs_of(recipe, engine.device)

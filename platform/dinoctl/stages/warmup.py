@@ -69,9 +69,9 @@ def _train(attempt: Attempt, context: Context, recipe: Recipe, backbone: VisionT
 
 def _read(checkpoint: Checkpoint) -> State:
     found: State = {}
-    for name in checkpoint.names("teacher"):
+    for name, tensor in checkpoint.tensors("teacher", checkpoint.names("teacher")).items():
         _, head, key = name.split(".", 2)
-        found.setdefault(head, {})[key] = checkpoint.tensor("teacher", name)
+        found.setdefault(head, {})[key] = tensor
     return found
 
 

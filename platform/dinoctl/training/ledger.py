@@ -4,10 +4,10 @@ so any world size and any engine can resume (design §5; the layout is in ``hand
 
 import json
 import time
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NoReturn
 
 import google_crc32c
 import torch
@@ -18,8 +18,11 @@ from dinoctl.data.storage import Storage
 from dinoctl.handover.ledger import Commit, Ledger, step_name
 from dinoctl.training.engines.base import Slice
 from dinoctl.training.manifest import Piece, pieces_from_json, pieces_to_json
+from dinoctl.training.read_ahead import ReadAhead, plan
 from dinoctl.training.snapshot import Snapshot, SnapshotBuffer
 
+_ATTEMPTS = 3  # wrong bytes may be the network's fault: read again before calling a checkpoint damaged
+_MANIFESTS = 16  # read at once
 _POLL_S, _POLL_MAX_S = 0.05, 1.0  # questions to the storage, rarer the longer the answer takes
 
 
@@ -33,12 +36,38 @@ class Checkpoint:
     def __init__(self, storage: Storage, commit: Commit) -> None:
         self.commit, self._storage = commit, storage
         self._pieces: dict[tuple[str, str], list[Piece]] = {}
-        for manifest, crc in sorted(commit.manifests.items()):
-            data = self._guard(lambda key=manifest: storage.read(key))  # type: ignore[misc]
-            if google_crc32c.value(data) != crc:
-                self._set_aside(f"{manifest} does not match its checksum")
-            for piece in pieces_from_json(data):
-                self._pieces.setdefault((piece.kind, piece.name), []).append(piece)
+        self._ahead: ReadAhead | None = None
+        with ThreadPoolExecutor(_MANIFESTS, thread_name_prefix="manifests") as pool:
+            for pieces in pool.map(self._manifest, sorted(commit.manifests)):
+                for piece in pieces:
+                    self._pieces.setdefault((piece.kind, piece.name), []).append(piece)
+        for pieces in self._pieces.values():
+            pieces.sort(key=lambda piece: piece.offset)
+
+    def _manifest(self, key: str) -> list[Piece]:
+        for _ in range(_ATTEMPTS):
+            data = self._guard(lambda: self._storage.read(key))
+            if google_crc32c.value(data) == self.commit.manifests[key]:
+                return pieces_from_json(data)
+        raise self._damaged(f"{key} does not match its checksum")
+
+    def read_ahead(self, wanted: Iterable[Slice]) -> None:
+        """Announces what ``read`` will be asked for, in about this order: it is fetched ahead, with few requests."""
+        self._expect(piece for one in wanted for piece in self._overlapping(one))
+
+    def close(self) -> None:
+        """Fetches nothing ahead any more. Reading goes on to work."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+
+    def _expect(self, pieces: Iterable[Piece]) -> None:
+        self.close()
+        self._ahead = ReadAhead(self._storage, plan(pieces))
+
+    def _overlapping(self, wanted: Slice) -> Iterator[Piece]:
+        pieces = self._pieces.get((wanted.kind, wanted.name), [])
+        return _overlaps(pieces, wanted.offset, wanted.offset + wanted.data.numel())
 
     def names(self, kind: str) -> dict[str, tuple[int, ...]]:
         """Tensor names of a kind with their shapes."""
@@ -59,46 +88,68 @@ class Checkpoint:
 
     def tensor(self, kind: str, name: str) -> Tensor:
         """A whole tensor in its shape."""
-        pieces = self._pieces[(kind, name)]
+        pieces = self._pieces[kind, name]
         shape = pieces[0].shape
         return self._read(pieces, 0, torch.Size(shape).numel()).reshape(shape)
+
+    def tensors(self, kind: str, names: Iterable[str]) -> dict[str, Tensor]:
+        """Whole tensors by name, fetched ahead."""
+        wanted = list(names)
+        self._expect(piece for name in wanted for piece in self._pieces[kind, name])
+        try:
+            return {name: self.tensor(kind, name) for name in wanted}
+        finally:
+            self.close()
 
     def _read(self, pieces: list[Piece], offset: int, length: int) -> Tensor:
         result = torch.empty(length, dtype=getattr(torch, pieces[0].dtype))
         filled = 0
-        for piece in pieces:
+        for piece in _overlaps(pieces, offset, offset + length):
             low, high = max(offset, piece.offset), min(offset + length, piece.offset + piece.length)
-            if low < high:
-                data = self._piece(piece)
-                result[low - offset : high - offset] = data[low - piece.offset : high - piece.offset]
-                filled += high - low
+            data = self._piece(piece)
+            result[low - offset : high - offset] = data[low - piece.offset : high - piece.offset]
+            filled += high - low
         if filled != length:
-            self._set_aside(f"{pieces[0].kind} {pieces[0].name} has {filled} of {length} elements")
+            raise self._damaged(f"{pieces[0].kind} {pieces[0].name} has {filled} of {length} elements")
         return result
 
     def _piece(self, piece: Piece) -> Tensor:
-        dtype: torch.dtype = getattr(torch, piece.dtype)
-        end = piece.position + piece.length * dtype.itemsize
-        data = self._guard(lambda: self._storage.read(piece.file, piece.position, end), piece.file, end)
-        if google_crc32c.value(data) != piece.crc32c:
-            self._set_aside(f"{piece.file} is damaged at {piece.name}")
-        return torch.frombuffer(bytearray(data), dtype=dtype)
+        end = piece.position + piece.size
+        data = self._ahead.take(piece) if self._ahead else None
+        for _ in range(_ATTEMPTS):
+            if data is None:
+                data = self._guard(lambda: self._storage.read(piece.file, piece.position, end), piece.file, end)
+            if google_crc32c.value(data) == piece.crc32c:
+                return torch.frombuffer(bytearray(data), dtype=getattr(torch, piece.dtype))
+            data = None
+        raise self._damaged(f"{piece.file} is damaged at {piece.name}")
 
     def _guard(self, read: Callable[[], bytes], file: str = "", end: int = 0) -> bytes:
         """What is missing, or ends before byte ``end`` of ``file``, is damage; other errors are the storage's."""
         try:
             return read()
         except NotFoundError as error:
-            self._set_aside(str(error))
+            raise self._damaged(str(error)) from None
         except StorageError:
             if not file or self._storage.size(file) >= end:
                 raise
-            self._set_aside(f"{file} is shorter than its manifest says")
+            raise self._damaged(f"{file} is shorter than its manifest says") from None
 
-    def _set_aside(self, reason: str) -> NoReturn:
+    def _damaged(self, reason: str) -> CorruptCheckpointError:
+        """Sets the step aside."""
         step = self.commit.step
         self._storage.write_if_absent(f"{step_name(step)}/CORRUPT", json.dumps({"reason": reason}).encode())
-        raise CorruptCheckpointError(f"checkpoint of step {step} is damaged and set aside: {reason}")
+        return CorruptCheckpointError(f"checkpoint of step {step} is damaged and set aside: {reason}")
+
+
+def _overlaps(pieces: list[Piece], low: int, high: int) -> Iterator[Piece]:
+    """Those of ``pieces`` (by offset, none over another) that hold any of the elements [low, high)."""
+    first = max(bisect_right(pieces, low, key=lambda piece: piece.offset) - 1, 0)
+    for piece in pieces[first:]:
+        if piece.offset >= high:
+            return
+        if piece.offset + piece.length > low:
+            yield piece
 
 
 @dataclass(frozen=True)
@@ -117,8 +168,17 @@ class WriterIdentity:
 class LedgerWriter:
     """One rank's writer. ``save`` returns after the copy; files and COMMIT follow in the background."""
 
-    def __init__(self, ledger: Ledger, identity: WriterIdentity, *, keep: int, commit_timeout_s: float = 600.0) -> None:
-        self._ledger, self._me, self._keep, self._timeout = ledger, identity, keep, commit_timeout_s
+    def __init__(
+        self,
+        ledger: Ledger,
+        identity: WriterIdentity,
+        *,
+        keep: int,
+        keep_every: int | None = None,
+        commit_timeout_s: float = 600.0,
+    ) -> None:
+        self._ledger, self._me, self._timeout = ledger, identity, commit_timeout_s
+        self._keep, self._keep_every = keep, keep_every
         self._buffer = SnapshotBuffer()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._pending: Future[None] | None = None
@@ -162,7 +222,9 @@ class LedgerWriter:
         prefix = f"{step_name(step)}/a{me.attempt:04d}/"
         wanted = [f"{prefix}rank-{rank:05d}.json" for rank in range(me.world)]
         self._poll(lambda: set(wanted) <= set(storage.list(prefix)), f"slices of all {me.world} ranks for step {step}")
-        manifests = {key: int(google_crc32c.value(storage.read(key))) for key in wanted}
+        with ThreadPoolExecutor(_MANIFESTS, thread_name_prefix="manifests") as pool:
+            found = pool.map(storage.read, wanted)
+            manifests = {key: int(google_crc32c.value(data)) for key, data in zip(wanted, found, strict=True)}
         commit = Commit(
             step, me.attempt, me.world, me.spec_hash, me.run_id, me.seed, time.time(), manifests, me.versions, skipped
         )
@@ -198,4 +260,5 @@ class LedgerWriter:
         steps = self._ledger.steps()
         ours = [s for s in steps if (found := self._ledger.commit(s)) and found.spec_hash == self._me.spec_hash]
         for step in ours[: -self._keep]:
-            self._ledger.remove(step)
+            if self._keep_every is None or step % self._keep_every:
+                self._ledger.remove(step)

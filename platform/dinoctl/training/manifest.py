@@ -3,6 +3,8 @@
 import json
 from dataclasses import asdict, dataclass
 
+import torch
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -17,6 +19,12 @@ class Piece:
     file: str
     position: int
     crc32c: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of the piece."""
+        width: int = getattr(torch, self.dtype).itemsize
+        return self.length * width
 
 
 def pieces_to_json(pieces: list[Piece]) -> bytes:

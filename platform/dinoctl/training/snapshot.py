@@ -10,7 +10,9 @@ from torch import Tensor
 from dinoctl.training.engines.base import Slice
 from dinoctl.training.manifest import Piece
 
-_CHUNK = 8 * 2**20
+_CHUNK = 16 * 2**20  # a part of an upload
+PIECE = 4 * 2**20
+"""Bytes of a piece at most: the unit of checksums, so what a reader must fetch to verify the little that it needs."""
 
 
 @dataclass(frozen=True)
@@ -22,18 +24,21 @@ class Snapshot:
 
     def write_out(self, file: str) -> list[Piece]:
         """The manifest entries of a file that holds ``chunks()``; computes the checksums (no training thread waits)."""
-        return [
-            Piece(s.name, s.kind, s.shape, s.offset, s.data.numel(), _dtype(s.data), file, start, self._crc(start, end))
-            for s, start, end in self.pieces
-        ]
+        return [piece for part, start, _ in self.pieces for piece in self._cut(file, part, start)]
+
+    def _cut(self, file: str, part: Slice, position: int) -> Iterator[Piece]:
+        """A slice's pieces; one even if it has no elements, because the manifest tells its shape."""
+        width, length = part.data.element_size(), part.data.numel()
+        for at in range(0, max(length, 1), PIECE // width):
+            count = min(PIECE // width, length - at)
+            start = position + at * width
+            crc = int(google_crc32c.value(self.buffer[start : start + count * width].numpy()))
+            yield Piece(part.name, part.kind, part.shape, part.offset + at, count, _dtype(part.data), file, start, crc)
 
     def chunks(self) -> Iterator[bytes]:
-        """The bytes of the file, in chunks of at most 8 MiB."""
+        """The bytes of the file, in chunks of at most 16 MiB."""
         array = self.buffer.numpy()
         return (array[at : at + _CHUNK].tobytes() for at in range(0, len(array), _CHUNK))
-
-    def _crc(self, start: int, end: int) -> int:
-        return int(google_crc32c.value(self.buffer[start:end].numpy().tobytes()))
 
 
 class SnapshotBuffer:

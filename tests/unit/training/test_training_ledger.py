@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,13 @@ from torch import Tensor
 
 from dinoctl.data.errors import StorageError
 from dinoctl.data.local import LocalStorage
+from dinoctl.data.storage import Storage, open_storage
 from dinoctl.handover.ledger import Commit, FencedError, Ledger
+from dinoctl.training import read_ahead, snapshot
 from dinoctl.training.engines.base import Slice
 from dinoctl.training.ledger import Checkpoint, LedgerWriter, WriterIdentity
+from support.faults import Proxy
+from support.s3server import S3Server
 
 WORLDS = (1, 2, 3, 4, 8)
 State = dict[str, Tensor]
@@ -49,8 +54,10 @@ def me(rank: int = 0, world: int = 1, attempt: int = 1, spec_hash: str = "abc") 
     return WriterIdentity(attempt, rank, world, spec_hash, "run", 7, {"torch": "x"})
 
 
-def writer(ledger: Ledger, *, keep: int = 9, timeout: float = 20.0, **who: Any) -> LedgerWriter:
-    return LedgerWriter(ledger, me(**who), keep=keep, commit_timeout_s=timeout)
+def writer(
+    ledger: Ledger, *, keep: int = 9, keep_every: int | None = None, timeout: float = 20.0, **who: Any
+) -> LedgerWriter:
+    return LedgerWriter(ledger, me(**who), keep=keep, keep_every=keep_every, commit_timeout_s=timeout)
 
 
 def save(ledger: Ledger, step: int, tensors: State, world: int = 1, **options: Any) -> None:
@@ -81,6 +88,7 @@ def assert_holds(ledger: Ledger, tensors: State, worlds: tuple[int, ...] = (1, 3
     for name, tensor in tensors.items():
         torch.testing.assert_close(checkpoint.tensor("param", name), tensor, rtol=0, atol=0, equal_nan=True)
         for world in worlds:
+            checkpoint.read_ahead(share(name, torch.empty_like(tensor), rank, world) for rank in range(world))
             pieces = [checkpoint.read(share(name, torch.empty_like(tensor), rank, world)) for rank in range(world)]
             assert torch.equal(torch.cat(pieces).reshape(tensor.shape), tensor), (name, world)
 
@@ -125,6 +133,52 @@ def test_any_interval_of_any_size(
         wanted = tensor[low : low + length]
         found = opened(ledger).read(Slice(name, "param", tuple(tensor.shape), min(low, len(tensor)), wanted))
         assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_any_world_size_resumes_in_pieces_and_spans(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, world: int
+) -> None:
+    """State as an engine has it (weights, moments, average), cut into many pieces that are fetched a few together."""
+    monkeypatch.setattr(snapshot, "PIECE", 256)
+    monkeypatch.setattr(read_ahead, "SPAN", 2048)
+    monkeypatch.setattr(read_ahead, "GAP", 64)
+    monkeypatch.setattr(read_ahead, "AHEAD", 3)
+    kinds = ("param", "adam_m", "adam_v", "teacher")
+    tensors = {f"{kind}/{i}": torch.randn(size) for kind in kinds for i, size in enumerate((7, 1000, 333, 64))}
+
+    def slices(rank: int, ranks: int) -> list[Slice]:
+        every = [(name.split("/")[0], share(name, tensor, rank, ranks)) for name, tensor in tensors.items()]
+        return [replace(one, kind=kind) for kind, one in every]
+
+    writers = [writer(ledger, rank=rank, world=world) for rank in range(world)]
+    for rank, own in enumerate(writers):
+        own.save(5, slices(rank, world))
+    for own in writers:
+        own.wait()
+        own.close()
+    for ranks in WORLDS:
+        read: dict[str, list[Tensor]] = {name: [] for name in tensors}
+        for rank in range(ranks):
+            checkpoint = opened(ledger)
+            checkpoint.read_ahead(slices(rank, ranks))
+            for one in slices(rank, ranks):
+                read[one.name].append(checkpoint.read(one))
+            checkpoint.close()
+        assert all(torch.equal(torch.cat(read[name]), tensor) for name, tensor in tensors.items()), ranks
+
+
+def test_resuming_takes_few_requests(s3: str, s3_faults: Proxy) -> None:
+    """800 tensors of two ranks, 1.6 MB: two manifests and two spans."""
+    ledger = Ledger(open_storage(f"{s3}/job/checkpoints"))
+    tensors = {f"t{i:03d}": torch.randn(500) for i in range(800)}
+    save(ledger, 5, tensors, 2)
+    checkpoint = opened(ledger)
+    s3_faults.forget()
+    checkpoint.read_ahead(shares(tensors, 0, 1))
+    for name, tensor in tensors.items():
+        assert torch.equal(checkpoint.read(share(name, tensor, 0, 1)), tensor)
+    assert s3_faults.requests["GET"] == 2
 
 
 def test_element_types_of_every_width_stand_side_by_side(ledger: Ledger) -> None:
@@ -182,30 +236,29 @@ def test_ranks_that_wait_for_one_that_is_gone_say_for_what(ledger: Ledger) -> No
     assert ledger.steps() == []
 
 
-class Failing(LocalStorage):
-    """A directory that fails before a key that ends in ``at`` is written."""
+def fail(storage: Storage, at: str) -> None:
+    """From now on the storage fails before a key that ends in ``at`` is written."""
+    write_chunks, write_if_absent = storage.write_chunks, storage.write_if_absent
 
-    def __init__(self, root: Path, at: str) -> None:
-        super().__init__(root)
-        self.at = at
+    def guarded(write: Callable[..., Any]) -> Callable[..., Any]:
+        def call(key: str, *rest: Any) -> Any:
+            if key.endswith(at):
+                raise StorageError(f"power cut before {key}")
+            return write(key, *rest)
 
-    def write_chunks(self, key: str, chunks: Any) -> None:
-        if key.endswith(self.at):
-            raise StorageError(f"power cut before {key}")
-        super().write_chunks(key, chunks)
+        return call
 
-    def write_if_absent(self, key: str, data: bytes) -> bool:
-        if key.endswith(self.at):
-            raise StorageError(f"power cut before {key}")
-        return super().write_if_absent(key, data)
+    storage.write_chunks = guarded(write_chunks)  # type: ignore[method-assign]
+    storage.write_if_absent = guarded(write_if_absent)  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("at", [".bin", ".json", "COMMIT"])
-def test_a_crash_before_the_commit_leaves_no_step(tmp_path: Path, at: str) -> None:
-    save(Ledger(LocalStorage(tmp_path)), 5, state(0))
+def test_a_crash_before_the_commit_leaves_no_step(ledger: Ledger, at: str) -> None:
+    save(ledger, 5, state(0))
+    broken = open_storage(ledger.storage.uri)
+    fail(broken, at)
     with pytest.raises(StorageError, match="power cut"):
-        save(Ledger(Failing(tmp_path, at)), 10, state(1))
-    ledger = Ledger(LocalStorage(tmp_path))
+        save(Ledger(broken), 10, state(1))
     assert ledger.steps() == [5]
     ledger.begin(2)
     ledger.collect_orphans(2)
@@ -286,6 +339,25 @@ def test_retention_keeps_the_newest(ledger: Ledger, keep: int) -> None:
     assert_holds(ledger, state(20))
 
 
+def test_retention_keeps_every_so_many_steps_for_good(ledger: Ledger) -> None:
+    own = writer(ledger, keep=1, keep_every=10)
+    for step in (5, 10, 15, 20, 25):
+        own.save(step, shares(state(step), 0, 1))
+    own.wait()
+    own.close()
+    assert ledger.steps() == [10, 20, 25]
+    assert_holds(ledger, state(25))
+
+
+def test_what_a_killed_writer_left_half_written_goes(s3: str, s3_server: S3Server) -> None:
+    client, bucket = s3_server.client(), s3.removeprefix("s3://")
+    client.create_multipart_upload(Bucket=bucket, Key="job/checkpoints/step-00000005/a0001/rank-00000.bin")
+    ledger = Ledger(open_storage(f"{s3}/job/checkpoints"))
+    ledger.begin(2)
+    ledger.collect_orphans(2)
+    assert not client.list_multipart_uploads(Bucket=bucket).get("Uploads")
+
+
 def test_orphans_are_uncommitted_slices_of_older_attempts(ledger: Ledger) -> None:
     save(ledger, 5, state(5), 2, attempt=1)
     for key in ("step-00000005/a0002", "step-00000010/a0001", "step-00000010/a0003", "step-00000015/a0004"):
@@ -320,21 +392,20 @@ def test_what_is_not_in_the_checkpoint_is_named(ledger: Ledger) -> None:
     assert ledger.steps() == [5], "a question too much is no damage"
 
 
-class Slow(LocalStorage):
-    """Writes slices when it is let, and not before."""
+def slow_down(storage: Storage, seconds: float) -> None:
+    """From now on slices are written ``seconds`` later."""
+    write_chunks = storage.write_chunks
 
-    def __init__(self, root: Path, seconds: float) -> None:
-        super().__init__(root)
-        self.seconds = seconds
-
-    def write_chunks(self, key: str, chunks: Any) -> None:
+    def call(key: str, chunks: Any) -> None:
         if key.endswith(".bin"):
-            time.sleep(self.seconds)
-        super().write_chunks(key, chunks)
+            time.sleep(seconds)
+        write_chunks(key, chunks)
+
+    storage.write_chunks = call  # type: ignore[method-assign]
 
 
-def test_training_goes_on_while_a_snapshot_is_written(tmp_path: Path) -> None:
-    ledger = Ledger(Slow(tmp_path, 0.3))
+def test_training_goes_on_while_a_snapshot_is_written(ledger: Ledger) -> None:
+    slow_down(ledger.storage, 0.5)
     tensors, wanted = state(1), state(1)
     own = writer(ledger)
     own.save(5, shares(tensors, 0, 1))
@@ -348,9 +419,9 @@ def test_training_goes_on_while_a_snapshot_is_written(tmp_path: Path) -> None:
     own.close()
 
 
-def test_the_next_snapshot_waits_for_the_one_before(tmp_path: Path) -> None:
+def test_the_next_snapshot_waits_for_the_one_before(ledger: Ledger) -> None:
     """The buffer is used again, so it may not change under the writer."""
-    ledger = Ledger(Slow(tmp_path, 0.3))
+    slow_down(ledger.storage, 0.3)
     own = writer(ledger)
     own.save(5, shares(state(5), 0, 1))
     own.save(10, shares(state(10), 0, 1))
