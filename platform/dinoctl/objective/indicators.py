@@ -27,7 +27,7 @@ def prototype_usage(logits: Tensor, temperature: float | Tensor) -> Tensor:
 @torch.no_grad()
 def agreement(logits: Tensor, targets: Tensor) -> Tensor:
     """Share of rows (n, K) whose largest logit is at the largest target, 0-dim fp32; 0 where there are no rows."""
-    same = logits.argmax(-1) == targets.argmax(-1)
+    same = logits.max(-1).indices == targets.max(-1).indices  # much faster than argmax on CPUs
     return same.float().sum() / max(1, len(same))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dinoctl.objective import agreement, feature_std, prototype_usage, spread_rows, target_entropy
 
-_PATCH_ROWS = 256
+_PATCH_ROWS = 64
 """Masked patch tokens that the signals look at: there are thousands, and a row has as many numbers as prototypes."""
 
 
