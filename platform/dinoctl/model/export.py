@@ -13,7 +13,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,14 +61,21 @@ def save_export(
     load_strict(_on_meta(config), state, "the backbone to export")
     head_state = {f"{name}.{key}": value for name in heads for key, value in _plain(heads[name]).items()}
     text = _config_text(config, heads, metadata)
+    with whole_directory(directory) as partial:
+        save_file(state, partial / BACKBONE_FILE, {"format": "pt"})
+        save_file(head_state, partial / HEADS_FILE, {"format": "pt"})
+        (partial / CONFIG_FILE).write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def whole_directory(directory: Path) -> Iterator[Path]:
+    """A new directory to fill, which gets its name at the end, in place of an older one; after an error it is gone."""
     directory = Path(directory).absolute()
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = _sibling(directory, "partial")
     partial.mkdir()
     try:
-        save_file(state, partial / BACKBONE_FILE, {"format": "pt"})
-        save_file(head_state, partial / HEADS_FILE, {"format": "pt"})
-        (partial / CONFIG_FILE).write_text(text, encoding="utf-8")
+        yield partial
         _move_into_place(partial, directory)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 import dinoctl
+from dinoctl.data.storage import open_storage
 from dinoctl.loading import open_source
 from dinoctl.model import RELEASED, VisionTransformer, ViTConfig, save_export, to_huggingface
 from dinoctl.model.huggingface import huggingface_config
@@ -122,6 +124,29 @@ def test_dtype_and_the_config_beside_a_file(tmp_path: Path) -> None:
     images = torch.randn(1, 3, 16, 16)
     assert torch.allclose(loaded(images.bfloat16()).float(), model(images), atol=0.1)
     assert dinoctl.load_backbone(tmp_path).cls_token.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["export", "job", "sharded", "pth"])
+@torch.no_grad()
+def test_a_bucket(kind: str, tmp_path: Path, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, model = write(kind, tmp_path, TINY)
+    bucket, root = open_storage(f"{s3}/models"), path if path.is_dir() else path.parent
+    for file in (file for file in root.rglob("*") if file.is_file()):
+        bucket.write(str(file.relative_to(root)), file.read_bytes())
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    source = f"{s3}/models" if path.is_dir() else f"{s3}/models/{path.name}"
+    loaded = dinoctl.load_backbone(source)
+    assert list((tmp_path / "scratch").iterdir()) == [], "copies are gone"
+    images = torch.randn(1, 3, 16, 16)
+    assert torch.equal(loaded(images), model(images))
+    for absent in (f"{s3}/nothing", f"{s3}/nothing.pth"):
+        with pytest.raises(UserError, match=f"{absent}: nothing is there"):
+            dinoctl.load_backbone(absent)
+    garbage(tmp_path)
+    bucket.write("w.safetensors", (tmp_path / "w.safetensors").read_bytes())
+    with pytest.raises(UserError, match=f"^{s3}/models/w.safetensors: not a safetensors file"):
+        dinoctl.load_backbone(f"{s3}/models/w.safetensors")
 
 
 def test_half_precision_files_become_fp32(tmp_path: Path) -> None:
