@@ -1,5 +1,7 @@
-"""Gram anchoring and grouped KoLeo under engines: one process, two with DistributedDataParallel and two with ZeRO-3
-agree, although the Gram teacher begins to run in the middle of training, and go on from each other's checkpoints.
+"""The options that DINOv3 brought under engines: Gram anchoring, grouped KoLeo, norms of their own, rotary positions.
+
+One process and two with each engine agree, although the Gram teacher begins to run in the middle of training, and go on
+from each other's checkpoints.
 """
 
 from __future__ import annotations
@@ -25,11 +27,12 @@ from dinoctl.training.schedules import RecipeSchedules
 
 GRAM = Gram(weight=2.0, start_step=1, warmup_steps=0, refresh_every=3, max_refreshes=1)
 ANCHORED = RecipeSchedules(SCHEDULES.schedules, steps=STEPS, global_batch=IMAGES, gram=GRAM)
-RUNS = ("ddp", "zero", "one-zero", "zero-zero")
+RUNS = ("ddp", "zero", "fsdp", "one-zero", "zero-zero", "zero-fsdp")
+OPTIONS = {"rope_base": 100.0, "rope_rescale": 2.0, "local_cls_norm": True, "cls_norm": True}
 
 
 def learner() -> Learner:
-    return pretraining_learner(network(), Losses(koleo_group=IMAGES, gram=GRAM))
+    return pretraining_learner(network(**OPTIONS), Losses(koleo_group=IMAGES, gram=GRAM))
 
 
 def training(engine: str, folder: Path) -> Training:
@@ -49,11 +52,15 @@ def two_processes(rank: int, root: Path) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD), "DS_ACCELERATOR": "cpu"}
     dist.init_process_group("gloo", init_method=f"file://{root}/store", world_size=WORLD, rank=rank)
     results: dict[str, Any] = {}
-    for name, engine in (("ddp", "ddp"), ("zero", "deepspeed")):
+    for name, engine in (("ddp", "ddp"), ("zero", "deepspeed"), ("fsdp", "fsdp")):
         results[name] = training(engine, root / name).to(3).save().to(STEPS).save().finish()
-    for origin in ("one", "zero"):
-        made = training("deepspeed", root / f"{origin}-zero").load(root / origin, 3)
-        results[f"{origin}-zero"] = made.to(STEPS).save().finish()
+    for origin, name, engine in (
+        ("one", "zero", "deepspeed"),
+        ("zero", "zero", "deepspeed"),
+        ("zero", "fsdp", "fsdp"),
+    ):
+        made = training(engine, root / f"{origin}-{name}").load(root / origin, 3)
+        results[f"{origin}-{name}"] = made.to(STEPS).save().finish()
     if rank == 0:
         torch.save(results, root / "results.pt")
     dist.barrier()
@@ -80,7 +87,7 @@ def test_engines_agree(found: tuple[Path, dict[str, Any]], name: str) -> None:
 
 def test_the_gram_teacher_is_the_average_of_its_last_copy(found: tuple[Path, dict[str, Any]]) -> None:
     root, _ = found
-    start = {f"gram.{name}": p.detach() for name, p in network().backbone.named_parameters()}
+    start = {f"gram.{name}": p.detach() for name, p in network(**OPTIONS).backbone.named_parameters()}
     for name in ("one", *RUNS):
         last = gram_of(root / name, STEPS)
         assert last.keys() == start.keys(), name
