@@ -4,7 +4,9 @@ PYTHON ?= python3
 BIN := $(CURDIR)/$(VENV)/bin
 export DS_BUILD_OPS = 0
 
-.PHONY: demo test check unit local environment lock schema reference clean
+BENCH := .venv-benchmark
+
+.PHONY: benchmark demo test check unit local environment lock schema reference clean
 
 demo: environment
 	$(BIN)/dinoctl run jobs/digits.yaml
@@ -45,5 +47,17 @@ schema: environment
 reference: environment
 	$(BIN)/python -m dinoctl.spec.reference > docs/reference.md
 
+# Beside lightly-train, in an environment of its own that sees the packages of this one.
+benchmark: $(BENCH)/.installed
+	$(BENCH)/bin/python tests/benchmarks/step.py --config tiny --steps 20 --profile
+	$(BENCH)/bin/python tests/benchmarks/step.py --config small --profile
+
+$(BENCH)/.installed: tests/benchmarks/requirements.txt $(VENV)/.installed
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -c "import site; print(site.getsitepackages()[0])" > $(BENCH)/site
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > "$$(cat $(BENCH)/site)/project.pth"
+	$(BENCH)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
+	touch $@
+
 clean:
-	rm -rf $(VENV) .dinoctl .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) .dinoctl .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -38,6 +38,7 @@ def dinoctl(settings: Settings, drop_path: float, options: dict[str, Any]) -> St
     from dinoctl.spec.recipe import Head, Heads, Losses, Masks, Optimizer
     from dinoctl.training.context import ProcessContext
     from dinoctl.training.engines.build import build_engine
+    from dinoctl.training.execution import set_execution
     from dinoctl.training.groups import apply, parameter_groups
     from dinoctl.training.learner import build_network, pretraining_learner
     from dinoctl.training.schedules import StepValues
@@ -58,6 +59,7 @@ def dinoctl(settings: Settings, drop_path: float, options: dict[str, Any]) -> St
     optimizer = Optimizer(layer_decay=0.9)
     groups = parameter_groups(learner.named_parameters(), depth=settings.depth, optimizer=optimizer)
     compute = Compute(gpus_per_worker=0, engine=EngineSection(name="ddp"), precision="fp32", **options)
+    set_execution(learner, compute, torch.device("cpu"))
     engine = build_engine(compute, learner, groups, optimizer, ProcessContext(torch.device("cpu")))
     whole, small = crops(settings)
     grid = (settings.global_size // settings.patch,) * 2

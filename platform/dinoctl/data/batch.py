@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -53,10 +54,18 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
 
 def normalise(crops: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
     """uint8 crops (n, 3, H, W) to float32: scaled to 0..1, minus the channel means, over the deviations."""
-    scale = torch.tensor([255.0 * value for value in std], device=crops.device).view(1, 3, 1, 1)
-    shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=crops.device).view(1, 3, 1, 1)
+    scale, shift = _channels(mean, std, crops.device)
     return crops.float().div_(scale).sub_(shift)
 
 
 def _moved(value: Any, device: torch.device | str) -> Any:
     return value.to(device, non_blocking=True) if torch.is_tensor(value) else value
+
+
+@lru_cache(maxsize=16)
+def _channels(
+    mean: tuple[float, float, float], std: tuple[float, float, float], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Divisor and offset (1, 3, 1, 1); kept, because each copy from the host would wait for the device."""
+    scale = torch.tensor([255.0 * value for value in std], device=device).view(1, 3, 1, 1)
+    return scale, torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=device).view(1, 3, 1, 1)

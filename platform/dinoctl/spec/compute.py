@@ -34,9 +34,18 @@ class Compute(Section):
     precision: Literal["bf16", "fp32"] = choice(
         "bf16", "Compute precision; masters, losses and averages are fp32 always."
     )
+    activation_checkpointing: Literal["none", "selective", "full"] = choice(
+        "none",
+        "What the backward pass computes again instead of keeping it: nothing, the FFN's inner layer, or whole blocks.",
+    )
+    compile: bool = choice(False, "Compile each block with torch.compile; the first steps take longer.")
 
     @model_validator(mode="after")
     def _fits(self) -> "Compute":
+        if self.compile and self.activation_checkpointing == "selective":
+            raise ValueError(
+                "a compiled block keeps what its compiler decides: use activationCheckpointing none or full"
+            )
         if self.engine.name != "deepspeed" and self.engine.zero_stage is not None:
             raise ValueError(f"engine {self.engine.name} has no zeroStage; leave it out or use engine deepspeed")
         return self

@@ -21,6 +21,7 @@ from dinoctl.training.context import Context
 from dinoctl.training.culprit import Culprit
 from dinoctl.training.engines.base import Engine
 from dinoctl.training.engines.build import build_engine
+from dinoctl.training.execution import set_execution
 from dinoctl.training.groups import parameter_groups
 from dinoctl.training.learner import Learner
 from dinoctl.training.ledger import Checkpoint, LedgerWriter, WriterIdentity
@@ -55,6 +56,7 @@ def train(
 def make_engine(attempt: Attempt, context: Context, recipe: Recipe, learner: nn.Module, depth: int) -> Engine:
     """Optimizer groups (for a backbone of ``depth`` blocks) and the engine of the job's compute section."""
     groups = parameter_groups(learner.named_parameters(), depth=depth, optimizer=recipe.optimizer)
+    set_execution(learner, attempt.spec.compute, context.device)
     return build_engine(attempt.spec.compute, learner, groups, recipe.optimizer, context)
 
 
