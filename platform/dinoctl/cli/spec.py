@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from dinoctl.cli.options import Files, Format, Output
+from dinoctl.spec.job import JobSpec
 
 
 def add_to(app: typer.Typer) -> None:
@@ -26,7 +27,13 @@ def validate(files: Files, output: Output = Format.TABLE) -> None:
         return
     for job in jobs:
         after = f" after {', '.join(job.parents)}" if job.parents else ""
-        typer.echo(f"ok  {job.name} ({job.kind}){after}")
+        typer.echo(f"ok  {job.name} ({job.kind}){after}{_division(job.spec)}")
+
+
+def _division(spec: JobSpec) -> str:
+    """How several students share the workers."""
+    students = spec.distill.students if spec.distill else None
+    return ": workers " + ", ".join(f"{name} {one.ranks}" for name, one in students.items()) if students else ""
 
 
 def resolve(

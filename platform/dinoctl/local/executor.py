@@ -107,8 +107,8 @@ class Executor:
             return
         state, status = self._states[job.name], self._statuses[job.name]
         executions = self._executions(job.name, status)
-        champion = self.tracking.champion(job)
-        seen = observe(job, state, status, executions, self._statuses, champion)
+        champions = self.tracking.champions(job)
+        seen = observe(job, state, status, executions, self._statuses, champions)
         decision = decide(wanted(job, state.wishes), status, seen, clock())
         if decision.status != status:
             state.save_status(decision.status)
@@ -137,7 +137,7 @@ class Executor:
                 self._queue.discard((job.name, number))
                 self.workers.stop(state.scratch(number), force=force)
             case Promote():
-                self.tracking.promote(job, state, status, self.tracking.champion(job))
+                self.tracking.promote(job, state, status, self.tracking.champions(job))
             case Finalize(complete, _):
                 self.tracking.finalize(job, state, status, complete=complete)
 

@@ -25,7 +25,11 @@ from dinoctl.lifecycle.graph import parent_views
 from dinoctl.lifecycle.job import Backoff
 from dinoctl.local.state import JobState, Wishes, read_json
 from dinoctl.spec.resolve import ResolvedJob
-from dinoctl.tracking.gate import Champion, GateDecision, GateRule, decide_gate, evidence_to_json
+from dinoctl.tracking.gate import Champion, GateDecision, GateRule, decide_gate, decide_together, evidence_to_json
+from dinoctl.tracking.gate import Evidence as Proof
+
+Champions = Mapping[str, Champion | None]
+"""The holder of the alias by student; of a job with one model under the empty name."""
 
 _BACKOFF = Backoff(base_s=1.0, cap_s=60.0)  # a person waits in front of this one
 
@@ -53,7 +57,7 @@ def observe(
     status: Status | None,
     executions: tuple[Execution, ...],
     statuses: Mapping[str, Status | None],
-    champion: Champion | None,
+    champions: Champions,
 ) -> Observed:
     """``executions`` must have been looked at before this call."""
     parents = parent_views(wanted(job, Wishes()), statuses)
@@ -74,7 +78,7 @@ def observe(
             results_known=False,
             after=status.revision if status else None,
         )
-    decision = judge(job, proof, champion) if proof is not None else None
+    decision = judge(job, proof, champions) if proof is not None else None
     return Observed(
         parents=parents,
         executions=executions,
@@ -88,13 +92,28 @@ def observe(
     )
 
 
-def judge(job: ResolvedJob, proof: object, champion: Champion | None) -> GateDecision | None:
-    """The gate's decision on the evidence that the worker left."""
+def judge(job: ResolvedJob, proof: Proof, champions: Champions) -> GateDecision | None:
+    """The gate's decision on the evidence that the worker left; several students pass or fail together."""
     gate = job.spec.gate
     if gate is None:
         return None
     rule = GateRule(gate.metric, gate.min, gate.above_random, gate.champion_margin)
-    return decide_gate(rule, proof, champion)  # type: ignore[arg-type]
+    names = students(job)
+    return decide_together(rule, proof, names, champions) if names else decide_gate(rule, proof, champions.get(""))
+
+
+def judge_one(job: ResolvedJob, proof: Proof, student: str, champions: Champions) -> GateDecision | None:
+    """The decision on one of several students alone; of a job with one model, on that."""
+    gate = job.spec.gate
+    if gate is None:
+        return None
+    rule = GateRule(gate.metric, gate.min, gate.above_random, gate.champion_margin)
+    return decide_gate(rule, proof.of(student) if student else proof, champions.get(student))
+
+
+def students(job: ResolvedJob) -> tuple[str, ...]:
+    """Names of a job's students, where it distils several."""
+    return tuple(job.spec.distill.students or {}) if job.spec.distill else ()
 
 
 def _evidence(decision: GateDecision, attempt: int) -> Evidence:

@@ -5,16 +5,20 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from dinoctl.data.storage import open_storage
 from dinoctl.handover.output import read_evidence, read_output
 from dinoctl.lifecycle import Status
-from dinoctl.local.observe import judge
+from dinoctl.local.observe import Champions, judge, judge_one, students
 from dinoctl.local.state import JobState, StateDir, write_atomic
 from dinoctl.spec.errors import EnvironmentProblem
+from dinoctl.spec.policy import Promote
 from dinoctl.spec.resolve import ResolvedJob, decisive
-from dinoctl.tracking.gate import Champion
+from dinoctl.tracking.gate import Champion, Evidence
+
+if TYPE_CHECKING:
+    from dinoctl.tracking.registry import Registered
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,6 +45,11 @@ def _guarded(method: Method[P, R]) -> Method[P, R]:
             return method(self, *arguments, **named)
 
     return call
+
+
+def registered_name(promote: Promote, student: str) -> str:
+    """Of the model, or of one of several students."""
+    return f"{promote.model}-{student}" if student else promote.model
 
 
 class Tracking:
@@ -81,43 +90,70 @@ class Tracking:
             shipper.stop(_FLUSH_S)
 
     @_guarded
-    def champion(self, job: ResolvedJob) -> Champion | None:
-        """The present champion, if the gate compares with it."""
+    def champions(self, job: ResolvedJob) -> dict[str, Champion | None]:
+        """The present champion of every student (of a job with one model under the empty name), if the gate compares
+        with it.
+        """
         from dinoctl.tracking.registry import champion
 
         gate = job.spec.gate
         if gate is None or gate.promote is None or gate.champion_margin is None:
-            return None
-        return champion(self._uri, gate.promote.model, gate.promote.alias)
+            return {}
+        names = students(job) or ("",)
+        return {name: champion(self._uri, registered_name(gate.promote, name), gate.promote.alias) for name in names}
 
     @_guarded
-    def promote(self, job: ResolvedJob, state: JobState, status: Status, champion: Champion | None) -> None:
-        """Registers the export and moves the alias; then leaves the mark that the lifecycle looks for."""
-        from dinoctl.tracking.registry import register
+    def promote(self, job: ResolvedJob, state: JobState, status: Status, champions: Champions) -> None:
+        """Registers every export and moves its alias; then leaves the mark that the lifecycle looks for.
 
+        Done again after a crash it ends in the same place, also where some of several students were registered before.
+        """
         storage = open_storage(state.storage_uri(status))
         proof, output, gate = read_evidence(storage), read_output(storage), job.spec.gate
-        decision = judge(job, proof, champion)
+        decision = None if proof is None else judge(job, proof, champions)
         if proof is None or output is None or decision is None or gate is None or gate.promote is None:
             return
-        registered = register(
-            self._uri,
-            model=gate.promote.model,
-            alias=gate.promote.alias,
-            source_uri=storage.child("export").uri,
-            run_id=self._run(job, state, status),
-            evidence=proof,
-            decision=decision,
-            tags={"dinoctl.job": job.name},
-        )
+        if not decision.passed:
+            raise ValueError("not registered, the gate refused: " + "; ".join(decision.reasons))
+        run_id = self._run(job, state, status)
+        done = [
+            self._register(job, gate.promote, name, proof, champions, storage.child("export").uri, run_id)
+            for name in students(job) or ("",)
+        ]
         mark = {
-            "model": registered.model,
-            "version": registered.version,
-            "alias": registered.alias,
+            "model": ", ".join(one.model for one in done),
+            "version": ", ".join(one.version for one in done),
+            "alias": gate.promote.alias,
             "spec_hash": job.spec_hash,
             "attempt": output.attempt,
         }
         self._mark(state, status, "promotion.json", mark)
+
+    def _register(
+        self,
+        job: ResolvedJob,
+        promote: Promote,
+        student: str,
+        proof: Evidence,
+        champions: Champions,
+        export: str,
+        run_id: str,
+    ) -> "Registered":
+        from dinoctl.tracking.registry import register
+
+        decision = judge_one(job, proof, student, champions)
+        assert decision is not None  # noqa: S101 - a job that promotes has a gate
+        tags = {"dinoctl.job": job.name} | ({"dinoctl.student": student} if student else {})
+        return register(
+            self._uri,
+            model=registered_name(promote, student),
+            alias=promote.alias,
+            source_uri=f"{export}/{student}" if student else export,
+            run_id=run_id,
+            evidence=decision.evidence,
+            decision=decision,
+            tags=tags,
+        )
 
     @_guarded
     def finalize(self, job: ResolvedJob, state: JobState, status: Status, *, complete: bool) -> None:

@@ -10,6 +10,7 @@ from dinoctl.spec.model import ModelSpec
 from dinoctl.spec.policy import KnnSettings
 from dinoctl.spec.recipe import Gram, Heads, Schedules
 from dinoctl.spec.stages import Distill, Evaluate, HighRes, Pretrain
+from dinoctl.spec.students import check_students
 from dinoctl.spec.yamldoc import Path
 
 Finding = tuple[Path, str]
@@ -24,11 +25,15 @@ def check(spec: JobSpec, others: Mapping[str, JobSpec]) -> Iterator[Finding]:
         yield from _knn(stage.protocols.knn, backbone, (*path, "protocols", "knn"))
     if not isinstance(stage, (Pretrain, HighRes, Distill)):
         return
-    if stage.global_batch is not None:
+    students = stage.students if isinstance(stage, Distill) else None
+    if isinstance(stage, Distill) and students:
+        yield from check_students(spec, stage, students, path)
+    elif stage.global_batch is not None:
         yield from _batch(spec, path, stage.global_batch)
-    if stage.model is not None and stage.crops is not None:
-        yield from crop_sizes(stage, stage.crops, stage.model, path)
-        yield from masking(stage, stage.crops, stage.model, path)
+    first = next(_each(stage, path))[0] if isinstance(stage, Distill) else stage
+    if first.model is not None and first.crops is not None:  # several students have the same crops and patches
+        yield from crop_sizes(stage, first.crops, first.model, path)
+        yield from masking(stage, first.crops, first.model, path)
     if stage.losses is not None:
         yield from objective(stage.losses, (*path, "losses"))
     if stage.schedules is not None:
@@ -41,10 +46,27 @@ def check(spec: JobSpec, others: Mapping[str, JobSpec]) -> Iterator[Finding]:
         yield from _highres(stage, trained_parent(stage.parent, others), path)
     if isinstance(stage, Distill):
         yield from _heads_of(stage, path)
-        if (teacher := trained_parent(stage.teacher, others)) is not None:
-            yield from _teacher(stage, teacher, path)
+        teacher = trained_parent(stage.teacher, others)
+        for one, where in _each(stage, path):
+            yield from _student(one, teacher, where, several=bool(students))
     if spec.gate is not None:
-        yield from _knn(spec.gate.knn, stage.model, ("spec", "gate", "knn"))
+        yield from _knn(spec.gate.knn, first.model, ("spec", "gate", "knn"))
+
+
+def _each(stage: Distill, path: Path) -> Iterator[tuple[Distill, Path]]:
+    """The section of each student as if it were alone, and where it stands."""
+    if not stage.students:
+        yield stage, path
+    for name in stage.students or {}:
+        yield stage.of(name), (*path, "students", name)
+
+
+def _student(stage: Distill, teacher: Trained | None, path: Path, *, several: bool) -> Iterator[Finding]:
+    if several and stage.model is not None:
+        yield from _extensions(stage.model, stage.crops, (*path, "model"))
+        yield from _schedules(stage.schedules, (*path, "schedules"), stage.steps)
+    if teacher is not None:
+        yield from _teacher(stage, teacher, path)
 
 
 def _knn(knn: KnnSettings | None, model: ModelSpec | None, path: Path) -> Iterator[Finding]:
@@ -143,7 +165,7 @@ def _teacher(stage: Distill, teacher: Trained, path: Path) -> Iterator[Finding]:
             "has no heads, it was distilled by features; add headless: {warmup: {}} to train heads on it first, "
             "or headless: {features: {}} to match its features",
         )
-    if teacher.model is not None and stage.model.patch_size != teacher.model.patch_size:
+    if teacher.model is not None and stage.model is not None and stage.model.patch_size != teacher.model.patch_size:
         text = f"{stage.model.patch_size}, but the teacher's is {teacher.model.patch_size}; patch tokens must pair up"
         yield (*path, "model", "patchSize"), text
     if stage.headless is None and stage.heads is not None and teacher.heads is not None:

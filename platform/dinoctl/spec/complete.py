@@ -8,8 +8,10 @@ from dinoctl.spec.fill import Filler, compress, without_lengths
 from dinoctl.spec.job import JobSpec, Stage
 from dinoctl.spec.model import ModelSpec
 from dinoctl.spec.recipe import Heads
+from dinoctl.spec.shares import divide
 from dinoctl.spec.sources import JobRef, ModelSource, TrainData
 from dinoctl.spec.stages import Distill, Evaluate, Headless, HighRes, Pretrain
+from dinoctl.spec.students import complete_students, student_costs
 from dinoctl.spec.yamldoc import Path
 
 Parents = Mapping[str, JobSpec]
@@ -28,6 +30,7 @@ def complete(spec: JobSpec, parents: Parents, filler: Filler) -> JobSpec:
     rule = rules.get(type(spec.stage))
     stage = rule(spec.stage, path, parents, filler) if rule else spec.stage
     spec = spec.model_copy(update={spec.kind: stage})
+    spec = divide_workers(spec, parents, filler)
     if spec.gate is None:
         return spec
     knn = filler.knn(spec.gate.knn, ("spec", "gate", "knn"), image_size=_image_size(stage))
@@ -35,8 +38,12 @@ def complete(spec: JobSpec, parents: Parents, filler: Filler) -> JobSpec:
 
 
 def trained_parent(source: ModelSource, parents: Parents) -> Trained | None:
-    """The completed stage behind a reference, if it is a training job of these files."""
-    found = parents[source.job].stage if isinstance(source, JobRef) and source.job in parents else None
+    """The completed stage behind a reference, if it is a training job of these files; of several students the named."""
+    if not isinstance(source, JobRef) or source.job not in parents:
+        return None
+    found = parents[source.job].stage
+    if isinstance(found, Distill) and found.students:
+        return found.of(source.student) if source.student in found.students else None
     return found if isinstance(found, (Pretrain, HighRes, Distill)) else None
 
 
@@ -64,14 +71,31 @@ def _distill(stage: Distill, path: Path, parents: Parents, filler: Filler) -> Di
     elif teacher is not None:
         heads = filler.inherit(stage.heads, teacher.heads, (*path, "heads"), _of(stage.teacher))
         stage = stage.model_copy(update={"heads": heads})
+    schedules = filler.schedules(stage.schedules, (*path, "schedules"), steps=stage.steps)
+    stage = stage.model_copy(update={"schedules": schedules})
+    if stage.model is None:
+        return complete_students(stage, path, filler)
     model = filler.model(stage.model, (*path, "model"), drop_path=0.0)
-    return stage.model_copy(
-        update={
-            "model": model,
-            "crops": filler.crops(stage.crops, (*path, "crops"), patch_size=model.patch_size),
-            "schedules": filler.schedules(stage.schedules, (*path, "schedules"), steps=stage.steps),
-        }
-    )
+    crops = filler.crops(stage.crops, (*path, "crops"), patch_size=model.patch_size)
+    return stage.model_copy(update={"model": model, "crops": crops})
+
+
+def divide_workers(spec: JobSpec, parents: Parents, filler: Filler) -> JobSpec:
+    """Ranks for the students that do not say how many; as it is where no division fits (``checks`` tells)."""
+    stage = spec.stage
+    if not isinstance(stage, Distill) or not stage.students:
+        return spec
+    teacher = trained_parent(stage.teacher, parents)
+    width = teacher.model.embed_dim if teacher and teacher.model else None
+    given = {name: one.ranks for name, one in stage.students.items() if one.ranks is not None}
+    shares = divide(student_costs(stage, width or 0), spec.compute.workers, stage.global_batch, given)
+    if shares is None:
+        return spec
+    students = {
+        name: filler.fill(one, ("spec", "distill", "students", name), ranks=shares[name])
+        for name, one in stage.students.items()
+    }
+    return spec.model_copy(update={"distill": stage.model_copy(update={"students": students})})
 
 
 def _headless(stage: Distill, headless: Headless, path: Path, filler: Filler) -> Distill:

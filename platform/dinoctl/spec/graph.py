@@ -6,7 +6,9 @@ from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING
 
 from dinoctl.spec.errors import Problem
-from dinoctl.spec.job import TRAINING, references
+from dinoctl.spec.job import TRAINING, job_refs, references
+from dinoctl.spec.sources import JobRef
+from dinoctl.spec.stages import Distill
 from dinoctl.spec.yamldoc import Path
 
 if TYPE_CHECKING:
@@ -42,10 +44,12 @@ def check_references(jobs: Sequence["LoadedJob"], problems: list[Problem], *, co
             problems.append(job.doc.problem(("metadata", "name"), text))
         by_name.setdefault(job.name, job)
     for job in jobs:
-        for path, name in references(job.job):
-            message = _judge(path, name, by_name, complete)
+        for path, reference in job_refs(job.job):
+            message = _judge((*path, "job"), reference.job, by_name, complete)
             if message:
-                problems.append(job.doc.problem(path, message))
+                problems.append(job.doc.problem((*path, "job"), message))
+            elif reference.job in by_name and (message := _which(path, reference, by_name[reference.job])):
+                problems.append(job.doc.problem((*path, "student") if reference.student else path, message))
     _check_cycles(by_name, problems)
 
 
@@ -64,6 +68,23 @@ def _judge(path: Path, name: str, by_name: Mapping[str, "LoadedJob"], complete: 
     if not wants_data and kind not in TRAINING:
         return f"needs a model, but {name!r} is a {kind} job; name a {', '.join(TRAINING)} job"
     return None
+
+
+def _which(path: Path, reference: JobRef, parent: "LoadedJob") -> str | None:
+    """What is wrong with naming, or not naming, one of several students."""
+    stage = parent.job.spec.stage
+    students = list(stage.students or {}) if isinstance(stage, Distill) else []
+    name, several = reference.job, ", ".join(students)
+    if path[-1] in _DATASET_FIELDS or not students:
+        return f"{name!r} has no students; leave student out" if reference.student else None
+    if reference.student is None:
+        return f"{name!r} distils several students; say which one: student: {students[0]} (there are {several})"
+    if reference.student in students:
+        return None
+    close = difflib.get_close_matches(reference.student, students, n=1)
+    return f"{name!r} has no student {reference.student!r}" + (
+        f"; did you mean {close[0]!r}?" if close else f"; its students: {several}"
+    )
 
 
 def _check_cycles(by_name: Mapping[str, "LoadedJob"], problems: list[Problem]) -> None:

@@ -91,9 +91,14 @@ class DinoJob(Section):
         return self.metadata.name
 
 
-def references(section: Section, path: tuple[str | int, ...] = ()) -> list[tuple[tuple[str | int, ...], str]]:
+def references(section: Section) -> list[tuple[tuple[str | int, ...], str]]:
     """Every ``{job: NAME}`` below ``section`` with its path (YAML names)."""
-    found: list[tuple[tuple[str | int, ...], str]] = []
+    return [((*path, "job"), reference.job) for path, reference in job_refs(section)]
+
+
+def job_refs(section: Section, path: tuple[str | int, ...] = ()) -> list[tuple[tuple[str | int, ...], JobRef]]:
+    """Every reference to a job below ``section``, with where it stands."""
+    found: list[tuple[tuple[str | int, ...], JobRef]] = []
     for name, info in type(section).model_fields.items():
         value = getattr(section, name)
         key = info.alias or name
@@ -101,7 +106,7 @@ def references(section: Section, path: tuple[str | int, ...] = ()) -> list[tuple
         for index, part in parts:
             where = (*path, key) if index is None else (*path, key, index)
             if isinstance(part, JobRef):
-                found.append(((*where, "job"), part.job))
+                found.append((where, part))
             elif isinstance(part, Section):
-                found.extend(references(part, where))
+                found.extend(job_refs(part, where))
     return found

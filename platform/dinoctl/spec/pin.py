@@ -12,7 +12,8 @@ _DATA_FIELDS = ("source", "dataset")
 def pin(spec: JobSpec, outputs: Mapping[str, str]) -> JobSpec:
     """``spec`` with every reference to a job of ``outputs`` (name -> storage URI) replaced.
 
-    A dataset becomes ``<URI>/dataset``; a model the job's storage itself, which holds export and checkpoints.
+    A dataset becomes ``<URI>/dataset``; a model the job's storage itself, which holds export and checkpoints; one of
+    several students the directory of its export.
     """
     pinned = _pin(spec, outputs)
     assert isinstance(pinned, JobSpec)  # noqa: S101 - a section keeps its class
@@ -25,7 +26,8 @@ def _pin(section: Section, outputs: Mapping[str, str]) -> Section:
         value = getattr(section, name)
         if isinstance(value, JobRef) and value.job in outputs:
             uri = outputs[value.job]
-            update[name] = f"{uri}/dataset" if name in _DATA_FIELDS else UriRef(uri=uri)
+            model = UriRef(uri=f"{uri}/export/{value.student}" if value.student else uri)
+            update[name] = f"{uri}/dataset" if name in _DATA_FIELDS else model
         elif isinstance(value, Section):
             update[name] = _pin(value, outputs)
         elif isinstance(value, list):

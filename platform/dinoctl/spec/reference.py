@@ -98,6 +98,8 @@ def _type(field: dict[str, Any]) -> str:
         return _list(field)
     if field.get("type") == "object":
         return f"mapping of name to {_type(field['additionalProperties'])}"
+    if field.get("type") == ["object", "null"]:
+        return f"mapping of name to {_type(field['additionalProperties'])} or null"
     kinds = field["type"] if isinstance(field["type"], list) else [field["type"]]
     return " or ".join(_list(field) if kind == "array" else _KINDS[kind] for kind in kinds) + _limits(field)
 

@@ -23,7 +23,7 @@ from dinoctl.spec.job import API_VERSION, JobSpec
 from dinoctl.spec.load import LoadedJob
 from dinoctl.spec.yamldoc import Path, show
 
-_HOW_NOT_WHAT = ("logEvery", "batchSize", "workers", "behaviour", "maxEnlargement")
+_HOW_NOT_WHAT = ("logEvery", "batchSize", "workers", "behaviour", "ranks", "maxEnlargement")
 """Fields of a stage or gate that change speed or output on the way, not the result, that only fill in others, or that
 only say what is refused.
 """
@@ -128,6 +128,9 @@ def _origins(section: Section, path: Path, loaded: LoadedJob, notes: Mapping[Pat
         note = _nearest(where, notes)
         if isinstance(value, Section):
             found.update(_origins(value, where, loaded, notes))
+        elif isinstance(value, dict) and any(isinstance(one, Section) for one in value.values()):
+            for key, one in value.items():
+                found.update(_origins(one, (*where, key), loaded, notes))
         elif where in loaded.doc.places:
             found[show(where)] = f"{loaded.doc.file}:{loaded.doc.places[where][0]}"
         elif note is not None:

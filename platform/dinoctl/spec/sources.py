@@ -47,6 +47,7 @@ class JobRef(Section):
     """The output of another job. The job waits until that one is complete and its gate has passed."""
 
     job: JobName = Field(description="Name of the job.")
+    student: str | None = choice(None, "Which one, where the job distils several students.", min_length=1)
 
 
 class ModelRef(Section):

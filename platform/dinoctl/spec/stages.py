@@ -1,9 +1,9 @@
 """The kinds of stage. A stage more is a class here, its field in ``job.JobSpec`` and its file in ``dinoctl/stages``."""
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from dinoctl.spec.base import Probability, Section, Size, Steps, choice, derived, paper
 from dinoctl.spec.crops import Crops, CropSizes
@@ -11,6 +11,8 @@ from dinoctl.spec.model import ModelSpec
 from dinoctl.spec.policy import KnnSettings
 from dinoctl.spec.recipe import DistillSchedules, Heads, Losses, Masks, Optimizer, Schedules
 from dinoctl.spec.sources import DataSource, ModelSource, TrainData, Uri
+
+_STUDENT = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 
 
 class Pack(Section):
@@ -120,13 +122,38 @@ class Headless(Section):
         return self
 
 
+class Student(Section):
+    """One of several students of a teacher. What is left out is that of the distill section."""
+
+    model: ModelSpec = Field(description="The student.")
+    heads: Heads | None = derived("Its heads; prototypes must equal the teacher's.", "those of the distill section")
+    optimizer: Optimizer | None = derived("Its optimizer.", "that of the distill section")
+    schedules: DistillSchedules | None = derived("Its schedules.", "those of the distill section")
+    ranks: int | None = derived(
+        "Workers of its own.", "such that all students take equally long for a step, by their operations", ge=1
+    )
+
+
+def _model_or_students(schema: dict[str, Any]) -> None:
+    """What the validator below says, for editors."""
+    given = [{"required": [name], "properties": {name: {"type": "object"}}} for name in ("model", "students")]
+    schema["oneOf"] = given
+
+
 class Distill(Section):
-    """A small student learns from a frozen teacher; the average of the student is the result (paper §5)."""
+    """A small student learns from a frozen teacher; the average of the student is the result (paper §5). Several
+    students share one pass of the teacher.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_model_or_students)
 
     teacher: ModelSource = Field(description="Frozen teacher: {job: NAME}, {model: models:/...} or {uri: ...}.")
     headless: Headless | None = choice(None, "For a teacher without heads; null learns from the teacher's own heads.")
     data: TrainData = Field(description="What to learn from.")
-    model: ModelSpec = Field(description="The student.")
+    model: ModelSpec | None = choice(None, "The student.")
+    students: dict[str, Student] | None = choice(
+        None, "Several students by name, in place of model; each has workers of its own."
+    )
     steps: Steps = paper(625000, "Optimizer steps.", "paper Table 16")
     global_batch: int = paper(2048, "Images of a step over all workers.", "paper Table 16", ge=1)
     crops: Crops = choice(Crops(), "Multi-crop: two large and several small views of an image.")
@@ -136,6 +163,22 @@ class Distill(Section):
     optimizer: Optimizer = choice(Optimizer(), "AdamW, learning-rate factors by layer, clipping.")
     schedules: DistillSchedules = choice(DistillSchedules(), "Schedules; the peak learning rate is 1e-3.")
     log_every: int = paper(10, "Steps between metric points.", "code train.py", ge=1)
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "Distill":
+        if (self.model is None) == (not self.students):
+            raise ValueError("give exactly one of model and students")
+        odd = [name for name in self.students or {} if not re.fullmatch(_STUDENT, name) or name in ("ranks", "workers")]
+        if odd:
+            raise ValueError(f"student {odd[0]!r}: use lower-case letters, digits and '-', and another name than ranks")
+        return self
+
+    def of(self, student: str) -> "Distill":
+        """The section as it would be for one of several students alone. Raises KeyError for an unknown one."""
+        one = (self.students or {})[student]
+        own = {name: getattr(one, name) for name in ("model", "heads", "optimizer", "schedules")}
+        given = {name: value for name, value in own.items() if value is not None}
+        return self.model_copy(update={"students": None, **given})
 
 
 class KnnProtocol(KnnSettings):

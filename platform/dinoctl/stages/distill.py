@@ -10,12 +10,13 @@ from dataclasses import replace
 import torch
 
 from dinoctl.handover.attempt import Attempt
-from dinoctl.model import VisionTransformer
+from dinoctl.model import VisionTransformer, ViTConfig
 from dinoctl.spec.errors import UserError
 from dinoctl.spec.recipe import Head, Heads, Losses
 from dinoctl.spec.stages import Distill, FeatureMatching
 from dinoctl.stages.models import OpenedModel, open_model, vit_config
 from dinoctl.stages.recipe import Recipe
+from dinoctl.stages.together import train_together
 from dinoctl.stages.train import Work, train
 from dinoctl.stages.warmup import warmed_heads
 from dinoctl.training.context import Context
@@ -35,8 +36,8 @@ def run(attempt: Attempt, context: Context, work: Work = train) -> LoopResult:
             "it first, or headless: {features: {}} to match its features"
         )
     size = stage.crops.global_crops.size
-    backbone = VisionTransformer(vit_config(stage.model, size), generator=_generator(attempt))
     with _about(opened):
+        backbone = _backbone(attempt, stage)
         check_patches(backbone, opened.exported.backbone)
         if stage.headless is not None and stage.headless.features is not None:
             learner = _matching(attempt, backbone, opened, stage.losses, stage.headless.features)
@@ -47,7 +48,24 @@ def run(attempt: Attempt, context: Context, work: Work = train) -> LoopResult:
         if warmed is None:
             return LoopResult(0, stopped=True, images_per_s=0.0)
         opened = replace(opened, exported=opened.exported._replace(heads=warmed))
+    if stage.students:
+        if work is not train:
+            raise UserError(f"{attempt.name} has several students, whose steps are not done again one by one")
+        return train_together(attempt, context, stage, opened)
     return work(attempt, context, recipe, _learner(attempt, stage, opened), size)
+
+
+def _backbone(attempt: Attempt, stage: Distill) -> VisionTransformer:
+    """The student's, or that of the first of several, which all have the same patches."""
+    one = stage.of(next(iter(stage.students))) if stage.students else stage
+    return VisionTransformer(student_config(one), generator=_generator(attempt))
+
+
+def student_config(stage: Distill) -> ViTConfig:
+    """Of the one student of a section."""
+    if stage.model is None:
+        raise UserError("the stage is not resolved: a student has no model")
+    return vit_config(stage.model, stage.crops.global_crops.size)
 
 
 def _generator(attempt: Attempt) -> torch.Generator:
@@ -65,8 +83,7 @@ def _about(teacher: OpenedModel) -> Iterator[None]:
 
 def _learner(attempt: Attempt, stage: Distill, teacher: OpenedModel) -> Learner:
     heads = stage.heads or heads_like(teacher)
-    config = vit_config(stage.model, stage.crops.global_crops.size)
-    student = build_network(config, heads, generator=_generator(attempt))
+    student = build_network(student_config(stage), heads, generator=_generator(attempt))
     with _about(teacher):
         return distillation_learner(student, teacher.network(), stage.losses)
 

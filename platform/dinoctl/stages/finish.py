@@ -1,8 +1,11 @@
 """What a trained learner leaves behind: the exported average with its heads, the gate's evidence, the proof."""
 
+import hashlib
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import metadata
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
@@ -39,27 +42,105 @@ def finish(
     image_size: int,
 ) -> None:
     """Collective. Everything may be done again after a crash: the files come out the same, the proof comes last."""
-    config = ViTConfig.from_dict({**learner.averaged.backbone.config.to_dict(), "drop_path": 0.0})
-    state = {name.split(".", 1)[1]: tensor for name, tensor in engine.full_teacher()}
+    config = plain_config(learner.averaged.backbone.config)
+    state = averaged_state(engine)
     export_hash = ""
+    tell(context, recipe, result, "export")
     if context.rank == 0:
-        context.report(Progress(result.step, recipe.steps, result.images_per_s, None, result.step, phase="export"))
         about = _about(attempt, recipe, data_hash, image_size, result.step)
-        weights, others = split_state(state)
-        heads = {name: others[name] for name in HEADS if name in others}  # a projection onto a teacher stays behind
-        export = attempt.storage.child(EXPORT)
-        export_hash = publish_export(export, config, weights, heads, about, _card(about, config))
-        context.report(Progress(result.step, recipe.steps, result.images_per_s, None, result.step, phase="gate"))
-    backbone = _replicate(context, config, state)
+        export_hash = export(attempt, config, state, about, "")
+    tell(context, recipe, result, "gate")
+    backbone = replicate(context, config, state)
     norm = Normalisation(recipe.crops.augmentation.mean, recipe.crops.augmentation.std)
-    metrics = _measure(attempt, context, norm, backbone)
+    metrics = measure(attempt, context, norm, backbone)
     if context.rank == 0:
         draw_pictures(attempt, context, backbone, norm)
-        pace = result.images_per_s or _former_pace(attempt)
-        summary: dict[str, float | str] = {"images_per_s": pace, "dataset_hash": data_hash, **metrics}
-        output = Output(attempt.spec.kind, attempt.spec_hash, attempt.number, result.step, export_hash, summary)
-        write_output(attempt.storage, output, _evidence(attempt, metrics, export_hash))
+        prove(attempt, result, data_hash, metrics, export_hash)
     context.barrier()
+
+
+def finish_together(
+    attempt: Attempt,
+    context: Context,
+    recipe: Recipe,
+    engine: Engine,
+    config: ViTConfig,
+    result: LoopResult,
+    *,
+    data_hash: str,
+    image_size: int,
+    student: str,
+    leaders: Mapping[str, int],
+) -> None:
+    """`finish` for several students; ``leaders``: the first rank of each. Every student's first rank exports it, then
+    all ranks together measure one after the other.
+    """
+    state, export_hash = averaged_state(engine), ""
+    tell(context, recipe, result, "export")
+    if context.rank == leaders[student]:
+        about = _about(attempt, recipe, data_hash, image_size, result.step) | {"student": student}
+        export_hash = export(attempt, plain_config(config), state, about, f"/{student}")
+    tell(context, recipe, result, "gate")
+    norm = Normalisation(recipe.crops.augmentation.mean, recipe.crops.augmentation.std)
+    metrics, hashes = dict[str, float](), dict[str, str]()
+    for name, leader in leaders.items():
+        told: list[Any] = [plain_config(config).to_dict(), export_hash]
+        dist.broadcast_object_list(told, src=leader, device=context.device)
+        backbone = replicate(context, ViTConfig.from_dict(told[0]), state, leader)
+        metrics |= {f"{name}/{key}": value for key, value in measure(attempt, context, norm, backbone).items()}
+        hashes[name] = str(told[1])
+        if context.rank == 0 and len(hashes) == 1:
+            draw_pictures(attempt, context, backbone, norm)
+    if context.rank == 0:
+        together = hashlib.sha256("".join(f"{name}:{one}\n" for name, one in hashes.items()).encode()).hexdigest()
+        prove(attempt, result, data_hash, metrics, together, hashes)
+    context.barrier()
+
+
+def plain_config(config: ViTConfig) -> ViTConfig:
+    """A backbone as it is used: stochastic depth is training's."""
+    return replace(config, drop_path=0.0)
+
+
+def averaged_state(engine: Engine) -> dict[str, Tensor]:
+    """The average without its role in the names; on the engine's rank 0, elsewhere nothing. Collective."""
+    return {name.split(".", 1)[1]: tensor for name, tensor in engine.full_teacher()}
+
+
+def tell(context: Context, recipe: Recipe, result: LoopResult, phase: str) -> None:
+    """What rank 0 is at."""
+    if context.rank == 0:
+        context.report(Progress(result.step, recipe.steps, result.images_per_s, None, result.step, phase=phase))
+
+
+def export(
+    attempt: Attempt, config: ViTConfig, state: Mapping[str, Tensor], about: dict[str, object], below: str
+) -> str:
+    """Writes ``export/`` or a directory below it; returns its hash."""
+    weights, others = split_state(state)
+    heads = {name: others[name] for name in HEADS if name in others}  # a projection onto a teacher stays behind
+    storage = attempt.storage.child(EXPORT + below)
+    return publish_export(storage, config, weights, heads, about, _card(about, config))
+
+
+def prove(
+    attempt: Attempt,
+    result: LoopResult,
+    data_hash: str,
+    metrics: Mapping[str, float],
+    export_hash: str,
+    parts: Mapping[str, str] | None = None,
+) -> None:
+    """Evidence and proof of completion. ``parts``: the export of each of several students; tables show the least good
+    one.
+    """
+    pace = result.images_per_s or _former_pace(attempt)
+    summary: dict[str, float | str] = {"images_per_s": pace, "dataset_hash": data_hash, **metrics}
+    if parts and metrics:
+        least = min(parts, key=lambda name: metrics[f"{name}/knn_top1"])
+        summary |= {key: metrics[f"{least}/{key}"] for key in ("knn_top1", "random_knn_top1")}
+    output = Output(attempt.spec.kind, attempt.spec_hash, attempt.number, result.step, export_hash, summary)
+    write_output(attempt.storage, output, _evidence(attempt, metrics, export_hash, parts or {}))
 
 
 def _former_pace(attempt: Attempt) -> float:
@@ -101,19 +182,19 @@ def _card(about: Mapping[str, object], config: ViTConfig) -> str:
     )
 
 
-def _replicate(context: Context, config: ViTConfig, state: Mapping[str, Tensor]) -> VisionTransformer:
-    """The averaged backbone on every rank: rank 0 has the tensors, the others receive them."""
+def replicate(context: Context, config: ViTConfig, state: Mapping[str, Tensor], source: int = 0) -> VisionTransformer:
+    """The averaged backbone on every rank: ``source`` has the tensors, the others receive them."""
     backbone = VisionTransformer(config).eval()
-    if context.rank == 0:
+    if context.rank == source:
         backbone.load_state_dict(split_state(state)[0])
     backbone = backbone.to(context.device)
     if context.world > 1:
         for tensor in backbone.state_dict().values():
-            dist.broadcast(tensor, src=0)
+            dist.broadcast(tensor, src=source)
     return backbone
 
 
-def _measure(attempt: Attempt, context: Context, norm: Normalisation, backbone: VisionTransformer) -> dict[str, float]:
+def measure(attempt: Attempt, context: Context, norm: Normalisation, backbone: VisionTransformer) -> dict[str, float]:
     """The gate's metrics of the trained and of the untrained backbone, on rank 0."""
     gate = attempt.spec.gate
     if gate is None:
@@ -124,13 +205,15 @@ def _measure(attempt: Attempt, context: Context, norm: Normalisation, backbone: 
     return {**trained, **knn_metrics(context, blank, gate.knn, data, norm, "random_")}
 
 
-def _evidence(attempt: Attempt, metrics: Mapping[str, float], export_hash: str) -> Evidence | None:
+def _evidence(
+    attempt: Attempt, metrics: Mapping[str, float], export_hash: str, parts: Mapping[str, str]
+) -> Evidence | None:
     gate = attempt.spec.gate
     if gate is None:
         return None
     uri = dataset_uri(gate.dataset)
     identity = f"{dataset_hash(uri, gate.train_split)}/{dataset_hash(uri, gate.test_split)}"
-    return Evidence(metrics, identity, export_hash, attempt.spec_hash)
+    return Evidence(metrics, identity, export_hash, attempt.spec_hash, parts)
 
 
 def versions() -> dict[str, str]:

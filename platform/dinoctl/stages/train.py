@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -19,13 +20,13 @@ from dinoctl.stages.recipe import Recipe
 from dinoctl.tracking.spool import Spool
 from dinoctl.training.context import Context
 from dinoctl.training.culprit import Culprit
-from dinoctl.training.engines.base import Engine
+from dinoctl.training.engines.base import Engine, Slice
 from dinoctl.training.engines.build import build_engine
 from dinoctl.training.execution import set_execution
 from dinoctl.training.groups import parameter_groups
 from dinoctl.training.learner import Learner
 from dinoctl.training.ledger import Checkpoint, LedgerWriter, WriterIdentity
-from dinoctl.training.loop import Loop, LoopResult, LoopSettings
+from dinoctl.training.loop import Inputs, Loop, LoopResult, LoopSettings, MetricSink
 from dinoctl.training.matching import FeatureLearner
 from dinoctl.training.schedules import RecipeSchedules
 from dinoctl.training.vitals import Vitals
@@ -34,6 +35,38 @@ _YOUNG = 100
 """Steps in which a network may look collapsed because nothing is learned yet, where the warm-up is shorter."""
 Work = Callable[[Attempt, Context, Recipe, Learner | FeatureLearner, int], LoopResult]
 """What a stage does with the learner that it has built, for images of a size: `train`, or to look at a step again."""
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A rank's place among those that train one learner: all of them, but for several students.
+
+    ``context`` has its rank there, ``names`` goes before the names of its tensors in checkpoints; ``inputs`` and
+    ``record`` may add to what makes a batch, and to what becomes of metrics.
+    """
+
+    context: Context
+    group: dist.ProcessGroup | None = None
+    names: str = ""
+    inputs: Callable[[Inputs], Inputs] = lambda inputs: inputs
+    record: Callable[[MetricSink], MetricSink] = lambda record: record
+
+
+class _NamedWriter(LedgerWriter):
+    """Writes slices under names of their own."""
+
+    def __init__(
+        self, ledger: Ledger, identity: WriterIdentity, *, keep: int, keep_every: int | None, names: str
+    ) -> None:
+        super().__init__(ledger, identity, keep=keep, keep_every=keep_every)
+        self._names = names
+
+    def save(self, step: int, slices: list[Slice], *, skipped: int = 0) -> None:
+        super().save(step, [_named(piece, self._names) for piece in slices], skipped=skipped)
+
+
+def _named(piece: Slice, names: str) -> Slice:
+    return replace(piece, name=names + piece.name)
 
 
 def train(
@@ -53,11 +86,20 @@ def train(
     return result
 
 
-def make_engine(attempt: Attempt, context: Context, recipe: Recipe, learner: nn.Module, depth: int) -> Engine:
-    """Optimizer groups (for a backbone of ``depth`` blocks) and the engine of the job's compute section."""
+def make_engine(
+    attempt: Attempt,
+    context: Context,
+    recipe: Recipe,
+    learner: nn.Module,
+    depth: int,
+    group: dist.ProcessGroup | None = None,
+) -> Engine:
+    """Optimizer groups (for a backbone of ``depth`` blocks) and the engine of the job's compute section, over the ranks
+    of ``group`` (None: all).
+    """
     groups = parameter_groups(learner.named_parameters(), depth=depth, optimizer=recipe.optimizer)
     set_execution(learner, attempt.spec.compute, context.device)
-    return build_engine(attempt.spec.compute, learner, groups, recipe.optimizer, context)
+    return build_engine(attempt.spec.compute, learner, groups, recipe.optimizer, context, group)
 
 
 def fit(
@@ -71,16 +113,18 @@ def fit(
     *,
     folder: str = CHECKPOINTS,
     prefix: str = "",
+    seat: Seat | None = None,
 ) -> LoopResult:
     """Steps from the last checkpoint in ``folder`` to the recipe's last, or to a stop. ``prefix`` goes before the names
-    of the recorded metrics.
+    of the recorded metrics. ``seat``: this rank's place where several students are trained side by side.
     """
+    seat = seat or Seat(context)
     ledger = Ledger(attempt.storage.child(folder))
-    start, skipped = _resume(attempt, context, ledger, engine)
-    return _run_loop(attempt, context, recipe, engine, learner, ledger, data, start, skipped, patch_size, prefix)
+    start, skipped = _resume(attempt, context, ledger, engine, seat.names)
+    return _run_loop(attempt, context, recipe, engine, learner, ledger, data, start, skipped, patch_size, prefix, seat)
 
 
-def _resume(attempt: Attempt, context: Context, ledger: Ledger, engine: Engine) -> tuple[int, int]:
+def _resume(attempt: Attempt, context: Context, ledger: Ledger, engine: Engine, names: str) -> tuple[int, int]:
     """Steps done, and how many of them were skipped."""
     if context.rank == 0:
         ledger.begin(attempt.number)
@@ -89,9 +133,9 @@ def _resume(attempt: Attempt, context: Context, ledger: Ledger, engine: Engine) 
     if head is None:
         return 0, 0
     checkpoint = Checkpoint(ledger.storage, head)
-    checkpoint.read_ahead(engine.slices())
+    checkpoint.read_ahead([_named(piece, names) for piece in engine.slices()])
     try:
-        engine.load(checkpoint.read, head.step - head.skipped)
+        engine.load(lambda piece: checkpoint.read(_named(piece, names)), head.step - head.skipped)
     finally:
         checkpoint.close()
     return head.step, head.skipped
@@ -125,6 +169,7 @@ def _run_loop(
     skipped: int,
     patch_size: int,
     prefix: str,
+    seat: Seat,
 ) -> LoopResult:
     policy, spec = attempt.spec.policy.checkpoint, attempt.spec
     identity = WriterIdentity(
@@ -140,32 +185,34 @@ def _run_loop(
         max_skipped_streak=spec.policy.health.max_skipped_streak,
     )
     schedules = schedules_of(recipe)
-    workers = spec.compute.loader_workers
-    loader = _loader(attempt, recipe, data, start, patch_size, context.rank, context.world, workers)
-    writer = LedgerWriter(ledger, identity, keep=policy.keep, keep_every=policy.keep_every)
+    rank, world, workers = seat.context.rank, seat.context.world, spec.compute.loader_workers
+    loader = _loader(attempt, recipe, data, start, patch_size, rank, world, workers)
+    writer = _NamedWriter(ledger, identity, keep=policy.keep, keep_every=policy.keep_every, names=seat.names)
     spool = Spool(attempt.spool, attempt=attempt.number) if context.rank == 0 else None
     try:
-        inputs = inputs_of(recipe, engine.device)
+        inputs = seat.inputs(inputs_of(recipe, engine.device))
         culprit = Culprit(
             learner,
             engine,
             schedules,
             inputs=inputs,
-            again=lambda step: one_batch(attempt, recipe, data, step, patch_size, context.rank, context.world),
+            again=lambda step: one_batch(attempt, recipe, data, step, patch_size, rank, world),
             clip_norm=recipe.optimizer.clip_norm,
             seed=spec.seed,
+            group=seat.group,
         )
         loop = Loop(
-            context,
+            seat.context,
             engine,
             schedules,
             writer,
             settings,
             inputs=inputs,
-            record=_recorder(spool, prefix),
-            vitals=_vitals(attempt, recipe, learner),
+            record=seat.record(_recorder(spool, prefix)),
+            vitals=_vitals(attempt, recipe, learner, seat.group),
             explain=culprit.explain,
             skipped=skipped,
+            group=seat.group,
         )
         return loop.run(iter(loader), start)
     finally:
@@ -188,13 +235,13 @@ def one_batch(attempt: Attempt, recipe: Recipe, data: Data, step: int, patch_siz
         return next(loader)
 
 
-def _vitals(attempt: Attempt, recipe: Recipe, learner: nn.Module) -> Vitals | None:
+def _vitals(attempt: Attempt, recipe: Recipe, learner: nn.Module, group: dist.ProcessGroup | None) -> Vitals | None:
     """Nothing to look at where the backbone does not learn, or there are no prototypes."""
     if not isinstance(learner, Learner):
         return None
     warmup = max(_YOUNG, recipe.schedules.learning_rate.warmup_steps or 0)
     every = attempt.spec.policy.health.every_steps
-    return Vitals(learner, every=every, after=warmup, images=recipe.global_batch)
+    return Vitals(learner, every=every, after=warmup, images=recipe.global_batch, group=group)
 
 
 def _loader(
@@ -215,7 +262,7 @@ def _loader(
     )
 
 
-def _recorder(spool: Spool | None, prefix: str) -> Callable[[int, dict[str, float]], None]:
+def _recorder(spool: Spool | None, prefix: str) -> MetricSink:
     def record(step: int, metrics: dict[str, float]) -> None:
         if spool is not None:
             spool.append(step, {prefix + name: value for name, value in metrics.items()}, time.time())
@@ -224,7 +271,7 @@ def _recorder(spool: Spool | None, prefix: str) -> Callable[[int, dict[str, floa
     return record
 
 
-def inputs_of(recipe: Recipe, device: torch.device) -> Callable[[Batch], tuple[Tensor | None, ...]]:
+def inputs_of(recipe: Recipe, device: torch.device) -> Inputs:
     """A batch as the learner takes it: on the device, crops normalised there (uint8 travels)."""
     mean, std = recipe.crops.augmentation.mean, recipe.crops.augmentation.std
 

@@ -5,6 +5,7 @@ on to distil at once, one that finds an earlier one goes on from there. What dis
 that checkpoint, so it has the same ones after every restart.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -58,12 +59,14 @@ def _train(attempt: Attempt, context: Context, recipe: Recipe, backbone: VisionT
     width, config = backbone.config.embed_dim, backbone.config
     dino = make_head(width, heads.dino, generator)
     pair = HeadPair(dino, None if heads.ibot is None else make_head(width, heads.ibot, generator))
-    learner = HeadsLearner(backbone, pair, recipe.losses)
+    # A copy: an engine takes the learner's weights apart, and distillation needs the backbone afterwards.
+    learner = HeadsLearner(copy.deepcopy(backbone), pair, recipe.losses)
     engine = make_engine(attempt, context, recipe, learner, config.depth)
     data = open_data(recipe, attempt.spec.seed)
     own = _Warming(context)
-    places = {"folder": HEADS_CHECKPOINTS, "prefix": METRICS}
-    result = fit(attempt, own, recipe, engine, learner, data, config.patch_size, **places)
+    result = fit(
+        attempt, own, recipe, engine, learner, data, config.patch_size, folder=HEADS_CHECKPOINTS, prefix=METRICS
+    )
     return not result.stopped
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
 from dinoctl.tracking.jsonnum import from_json, to_json
@@ -38,13 +38,20 @@ class GateRule:
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """Measured metrics, and what they were measured on: the labelled dataset, the exported model, the spec that made
-    it.
+    it. A job with several students has metrics `NAME/...` and in `parts` the hash of each one's export.
     """
 
     metrics: Mapping[str, float]
     dataset_hash: str
     checkpoint_hash: str
     spec_hash: str
+    parts: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, student: str) -> Evidence:
+        """What there is on one of several students, as if it were alone; nothing for an unknown one."""
+        start = f"{student}/"
+        own = {key.removeprefix(start): value for key, value in self.metrics.items() if key.startswith(start)}
+        return Evidence(own, self.dataset_hash, self.parts.get(student, ""), self.spec_hash)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +79,16 @@ def decide_gate(rule: GateRule, evidence: Evidence, champion: Champion | None) -
     verdicts = list(_verdicts(rule, evidence, champion))
     passed = all(good for good, _ in verdicts)
     return GateDecision(passed, tuple(reason for _, reason in verdicts), rule, evidence, champion)
+
+
+def decide_together(
+    rule: GateRule, evidence: Evidence, students: Sequence[str], champions: Mapping[str, Champion | None]
+) -> GateDecision:
+    """Pass if every student passes on its own; reasons begin with a student's name."""
+    decisions = {name: decide_gate(rule, evidence.of(name), champions.get(name)) for name in students}
+    reasons = tuple(f"{name}: {reason}" for name, one in decisions.items() for reason in one.reasons)
+    passed = bool(decisions) and all(one.passed for one in decisions.values())
+    return GateDecision(passed, reasons, rule, evidence, None)
 
 
 def _verdicts(rule: GateRule, evidence: Evidence, champion: Champion | None) -> Iterator[Verdict]:
@@ -165,11 +182,16 @@ def decision_from_json(text: str) -> GateDecision:
 
 def _plain(record: Evidence | Champion) -> dict[str, Any]:
     plain = {name: getattr(record, name) for name in record.__dataclass_fields__}
+    if not plain.get("parts", True):
+        del plain["parts"]
     return plain | {"metrics": {key: to_json(value) for key, value in record.metrics.items()}}
 
 
 def _evidence(raw: dict[str, Any]) -> Evidence:
-    return Evidence(**_fields(raw, "dataset_hash", "checkpoint_hash", "spec_hash"))
+    parts = raw.get("parts", {})
+    if not isinstance(parts, dict):
+        raise ValueError(f"not evidence: parts is {parts!r}")
+    return Evidence(**_fields(raw, "dataset_hash", "checkpoint_hash", "spec_hash"), parts=parts)
 
 
 def _champion(raw: dict[str, Any]) -> Champion:

@@ -75,7 +75,7 @@ class Finding(NamedTuple):
 class Culprit:
     """Repeats a skipped step on all ranks and says what in it is not finite first. Nothing of the state changes.
 
-    ``again`` makes this rank's batch of a step.
+    ``again`` makes this rank's batch of a step. ``group``: the engine's ranks (None: all).
     """
 
     def __init__(
@@ -88,9 +88,11 @@ class Culprit:
         again: Callable[[int], Batch],
         clip_norm: float,
         seed: int,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         self._learner, self._engine, self._schedules = learner, engine, schedules
         self._inputs, self._again, self._clip_norm, self._seed = inputs, again, clip_norm, seed
+        self._group = group
 
     def explain(self, step: int) -> str:
         """In a line, the same on all ranks; collective. ``step`` counts from 0. Waits for the device."""
@@ -98,7 +100,7 @@ class Culprit:
         found = [mine]
         if self._engine.world > 1:
             found = [None] * self._engine.world
-            dist.all_gather_object(found, mine)
+            dist.all_gather_object(found, mine, group=self._group)
         first = min((finding for finding in found if finding is not None), default=None)
         if first is None:
             return f"all is finite when step {step} is done again with the present weights"

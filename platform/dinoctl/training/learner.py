@@ -25,6 +25,7 @@ from dinoctl.objective import (
     ibot_loss,
     koleo_loss,
 )
+from dinoctl.objective.reduce import Group
 from dinoctl.spec.recipe import Head, Heads, Losses
 from dinoctl.training.seeds import shared_seed
 from dinoctl.training.signals import Study, student_signals, teacher_signals
@@ -73,15 +74,19 @@ class Learner(nn.Module):
     With `losses.gram`, `gram` is the frozen backbone that Gram anchoring compares patches with: at first a copy of the
     teacher's, later renewed by the engine (`Engine.copy`).
 
+    `teacher` may be heads alone: then its backbone runs elsewhere, and `forward` gets its tokens as `tokens`. `group`,
+    the ranks among which targets are balanced (None: all), is set by who hands out the ranks.
+
     With `mask_student` False the student sees whole images, masks only choose the patch tokens under the iBOT loss, and
     its mask token, then without a gradient, is frozen. Raises ValueError where student and teacher do not fit.
     """
 
     def __init__(
-        self, student: Network, teacher: Network, ema: Network | None, losses: Losses, *, mask_student: bool = True
+        self, student: Network, teacher: HeadPair, ema: Network | None, losses: Losses, *, mask_student: bool = True
     ) -> None:
         super().__init__()
         _check_pair(student, teacher)
+        self.group: Group = None
         self.student = student
         self.teacher = teacher
         self.ema = ema
@@ -93,9 +98,10 @@ class Learner(nn.Module):
         self.ibot_targets = target_rule(losses, ibot)
         if ema is not None and losses.gram is not None:
             raise ValueError("Gram anchoring needs a teacher that is the student's average; set losses.gram to null")
-        self.gram = None if losses.gram is None else copy.deepcopy(teacher.backbone)
-        for network in filter(None, (student, teacher, ema)):
-            network.backbone.fuse()
+        self.gram = None if losses.gram is None else copy.deepcopy(_whole(teacher).backbone)
+        for network in (student, teacher, ema):
+            if isinstance(network, Network):
+                network.backbone.fuse()
         if self.gram is not None:
             self.gram.fuse()
         for frozen in self._frozen():
@@ -106,7 +112,7 @@ class Learner(nn.Module):
     @property
     def averaged(self) -> Network:
         """The network that follows the student: the teacher, or `ema` where the teacher is frozen."""
-        return self.teacher if self.ema is None else self.ema
+        return _whole(self.teacher) if self.ema is None else self.ema
 
     def _frozen(self) -> list[nn.Module]:
         return [network for network in (self.teacher, self.ema, self.gram) if network is not None]
@@ -128,6 +134,7 @@ class Learner(nn.Module):
         teacher_temperature: float,
         seed: int,
         gram_weight: float | None = None,
+        tokens: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of this rank's B images (0-dim fp32), and metrics.
 
@@ -136,6 +143,7 @@ class Learner(nn.Module):
         one over the number of masked tokens of a token's crop. M differs between ranks and may be 0. `seed`, a
         `step_seed`, decides stochastic depth and the factor on rotary places. `gram_weight` is the weight of Gram
         anchoring in this step; with None its teacher does not run, so it has to be None, or not, on all ranks.
+        `tokens`: class tokens (2 B, D) and masked patch tokens (M, D) of the teacher's backbone; None runs it.
 
         Metrics are 0-dim, detached, of this rank: `loss`; `dino_global`, `dino_local`, `ibot`, `koleo` and, if there is
         a Gram teacher, `gram`, its weighted parts; `health/...`, what docs/health.md tells of (`training.signals`).
@@ -145,32 +153,40 @@ class Learner(nn.Module):
         """
         dtype = self.student.backbone.cls_token.dtype
         crops = [group.to(dtype) for group in (global_crops, local_crops) if group is not None]
-        targets, metrics, taught = self._teach(crops[0], masks, mask_indices, teacher_temperature)
+        given = self._ask(crops[0], masks, mask_indices) if tokens is None else tokens
+        targets, metrics = self._teach(*given, teacher_temperature)
         anchors = None if gram_weight is None else self._anchors(crops[0])
         logits, classes, patches = self._study(crops, masks, mask_indices, seed, whole=anchors is not None)
         parts = self._parts(logits, targets, classes, mask_weights)
         parts |= self._gram_part(classes, patches, anchors, gram_weight or 0.0)
         loss = torch.stack(list(parts.values())).sum()
-        study = Study(classes, taught, logits, targets, mask_weights)
+        study = Study(classes, given[0], logits, targets, mask_weights)
         metrics |= {"loss": loss, **parts, **student_signals(study)}
         if self.observer is not None:
             self.observer(study)
         return loss, {name: value.detach() for name, value in metrics.items()}
 
     @torch.no_grad()
-    def _teach(
-        self, crops: Tensor, masks: Tensor, indices: Tensor, temperature: float
-    ) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor], Tensor]:
-        """Targets of the class tokens (2 B, K) and of the masked patch tokens (M, K'), fp32, their signals, and the
-        class tokens (2 B, D).
-        """
-        patches = self.teacher.backbone.patches(crops)
+    def _ask(self, crops: Tensor, masks: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The teacher's class tokens (2 B, D) and masked patch tokens (M, D)."""
+        backbone = _whole(self.teacher).backbone
+        patches = backbone.patches(crops)
         if masks.shape != (len(crops), patches):
             raise ValueError(f"masks {tuple(masks.shape)} do not fit the crops' patches {(len(crops), patches)}")
-        (read,) = cast(list[Read], self.teacher.backbone([crops], wanted=[indices]))
-        classes, tokens = self.teacher.project(read.classes, read.patches)
-        targets = self.dino_targets(classes, temperature), self.ibot_targets(tokens, temperature)
-        return targets, teacher_signals((classes, tokens), targets, temperature), read.classes
+        (read,) = cast(list[Read], backbone([crops], wanted=[indices]))
+        return read.classes, read.patches
+
+    @torch.no_grad()
+    def _teach(
+        self, classes: Tensor, tokens: Tensor, temperature: float
+    ) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
+        """Targets of the class tokens (2 B, K) and of the masked patch tokens (M, K'), fp32, and their signals."""
+        logits = self.teacher.project(classes, tokens)
+        targets = (
+            self.dino_targets(logits[0], temperature, self.group),
+            self.ibot_targets(logits[1], temperature, self.group),
+        )
+        return targets, teacher_signals(logits, targets, temperature)
 
     @torch.no_grad()
     def _anchors(self, crops: Tensor) -> Tensor:
@@ -226,11 +242,11 @@ class Learner(nn.Module):
             * dino_global_loss(of_global, targets[0], temperature=temperature, local_crops=local_crops),
             "dino_local": losses.dino * dino_local_loss(of_local, targets[0], temperature=temperature),
             "ibot": losses.ibot * ibot_loss(patches, targets[1], weights, temperature=temperature, crops=crops),
-            "koleo": koleo_part(classes, losses),
+            "koleo": koleo_part(classes, losses, self.group),
         }
 
 
-def koleo_part(classes: Tensor, losses: Losses) -> Tensor:
+def koleo_part(classes: Tensor, losses: Losses, group: Group = None) -> Tensor:
     """Weighted KoLeo of class tokens (2 B, D): both global crops, each among themselves, or the first alone; not
     computed where its weight is 0.
     """
@@ -238,7 +254,7 @@ def koleo_part(classes: Tensor, losses: Losses) -> Tensor:
         return classes.new_zeros((), dtype=torch.float32)
     views = classes.chunk(2)[: 1 if losses.koleo_crops == "first" else 2]
     if losses.koleo_group is not None:
-        return losses.koleo * grouped_koleo_loss(torch.stack(views), losses.koleo_group).sum()
+        return losses.koleo * grouped_koleo_loss(torch.stack(views), losses.koleo_group, group).sum()
     return losses.koleo * torch.stack([koleo_loss(view) for view in views]).sum()
 
 
@@ -258,6 +274,30 @@ def pretraining_learner(student: Network, losses: Losses) -> Learner:
 def distillation_learner(student: Network, teacher: Network, losses: Losses) -> Learner:
     """The exported average starts as a copy of the student; student and teacher see the same whole images."""
     return Learner(student, teacher, copy.deepcopy(student), losses, mask_student=False)
+
+
+class TaughtLearner(Learner):
+    """A distillation whose teacher's backbone runs elsewhere: its tokens come with the batch."""
+
+    def __init__(self, student: Network, teacher: HeadPair, losses: Losses) -> None:
+        super().__init__(student, teacher, copy.deepcopy(student), losses, mask_student=False)
+
+    def forward(  # type: ignore[override]  # two inputs more, in the place where a step's inputs end
+        self,
+        global_crops: Tensor,
+        local_crops: Tensor | None,
+        masks: Tensor,
+        mask_indices: Tensor,
+        mask_weights: Tensor,
+        classes: Tensor,
+        tokens: Tensor,
+        teacher_temperature: float,
+        seed: int,
+        gram_weight: float | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """As `Learner.forward`; `classes` (2 B, D) and `tokens` (M, D) are those of the teacher's backbone."""
+        batch = global_crops, local_crops, masks, mask_indices, mask_weights
+        return super().forward(*batch, teacher_temperature, seed, gram_weight, (classes, tokens))
 
 
 def make_head(in_dim: int, head: Head, generator: torch.Generator | None) -> ProjectionHead:
@@ -283,14 +323,21 @@ def target_rule(losses: Losses, prototypes: int) -> SinkhornKnopp | SoftmaxCente
     return SoftmaxCenter(prototypes, losses.center_momentum)
 
 
-def _check_pair(student: Network, teacher: Network) -> None:
+def _whole(teacher: HeadPair) -> Network:
+    if not isinstance(teacher, Network):
+        raise TypeError("this teacher has no backbone: give its tokens")
+    return teacher
+
+
+def _check_pair(student: Network, teacher: HeadPair) -> None:
     ours, theirs = student.prototypes(), teacher.prototypes()
     if ours != theirs:
         raise ValueError(
             f"the student has {ours[0]} DINO and {ours[1]} iBOT prototypes, the teacher {theirs[0]} and {theirs[1]}: "
             "give the student's heads the teacher's numbers"
         )
-    check_patches(student.backbone, teacher.backbone)
+    if isinstance(teacher, Network):
+        check_patches(student.backbone, teacher.backbone)
 
 
 def check_patches(student: VisionTransformer, teacher: VisionTransformer) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import torch.distributed as dist
 from torch import Tensor
 
 from dinoctl.data.batch import Batch
@@ -78,16 +79,18 @@ class Loop:
         vitals: Vitals | None = None,
         explain: Callable[[int], str] = lambda _: "",
         skipped: int = 0,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         """``explain`` says why a step (counted from 0) was skipped; it is called on all ranks together.
-        ``skipped``: how many steps the job had skipped before.
+        ``skipped``: how many steps the job had skipped before. ``group``: the ranks whose metrics belong together
+        (None: all).
         """
         self._context, self._engine, self._schedules = context, engine, schedules
         self._writer, self._settings = writer, settings
         self._inputs, self._record, self._explain = inputs, record, explain
         self._guard, self._skipped, self._vitals = StepGuard(engine.device, skipped), skipped, vitals
         self._warnings = {"skipped": "", "collapse": ""}
-        self._meter, self._pace = Meter(), Pace(settings.global_batch)
+        self._meter, self._pace = Meter(group), Pace(settings.global_batch)
         self._committed = self._looked = 0
         self._loss: float | None = None
         self._wait_s = 0.0

@@ -11,7 +11,9 @@ from torch import Tensor
 class Meter:
     """Sums 0-dim metrics on the device; ``take`` brings the means over steps and ranks to the host in one copy."""
 
-    def __init__(self) -> None:
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        """``group``: the ranks over which to take means (None: all)."""
+        self._group = group
         self._names: tuple[str, ...] = ()
         self._sums: Tensor | None = None  # one a name, and last the number of steps
 
@@ -36,8 +38,8 @@ class Meter:
         if self._sums is None:
             return {}
         names, sums = self._names, self._sums
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(sums)
+        if dist.is_initialized() and dist.get_world_size(self._group) > 1:
+            dist.all_reduce(sums, group=self._group)
         self._sums = None
         *totals, count = sums.tolist()
         return {name: total / count for name, total in sorted(zip(names, totals, strict=True))} if count else {}

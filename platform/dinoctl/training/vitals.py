@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dinoctl.objective import effective_rank, spread_rows
+from dinoctl.objective.reduce import Group
 from dinoctl.training.learner import Learner
 from dinoctl.training.signals import Study
 
@@ -27,12 +28,12 @@ class Vitals:
     """Looks at a learner's class tokens whenever a multiple of ``every`` steps has passed.
 
     ``after``: the first step at which a warning may come, since an untrained network looks collapsed. ``images``: those
-    of a step over all ranks.
+    of a step over all ranks of ``group`` (None: all there are).
     """
 
-    def __init__(self, learner: Learner, *, every: int, after: int, images: int) -> None:
+    def __init__(self, learner: Learner, *, every: int, after: int, images: int, group: Group = None) -> None:
         self._every, self._after = every, after
-        self._world = dist.get_world_size() if dist.is_initialized() else 1
+        self._group, self._world = group, dist.get_world_size(group) if dist.is_initialized() else 1
         self._rows = max(1, min(_ROWS, 2 * images) // self._world)
         self._tokens: dict[str, Tensor] = {}
         self._bad = dict.fromkeys(_LEAST, (0, 0.0))  # points in a row, and the last value
@@ -60,7 +61,7 @@ class Vitals:
         if self._world == 1:
             return own
         parts = [torch.empty_like(own) for _ in range(self._world)]
-        dist.all_gather(parts, own)
+        dist.all_gather(parts, own, group=self._group)
         return torch.cat(parts)
 
     def judge(self, metrics: Mapping[str, float], step: int) -> str:

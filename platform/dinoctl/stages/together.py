@@ -1,0 +1,159 @@
+"""Several students of one teacher, each with workers of its own, side by side in one job.
+
+The teacher sees every image once in the world (``training.shared_teacher``); all else of a student (targets, gradients,
+clipping, averages) stays among its workers, so it learns what it would learn in a job of its own with as many workers.
+All of them make a checkpoint together, in one ledger, under ``students.NAME.``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dinoctl.data.batch import Batch
+from dinoctl.handover.attempt import Attempt
+from dinoctl.handover.progress import Progress
+from dinoctl.spec.errors import UserError
+from dinoctl.spec.stages import Distill
+from dinoctl.stages.data import open_data
+from dinoctl.stages.finish import finish_together
+from dinoctl.stages.measure import check_labelled, knn_data
+from dinoctl.stages.models import OpenedModel
+from dinoctl.stages.recipe import Recipe
+from dinoctl.stages.train import Seat, fit, make_engine
+from dinoctl.training.context import Context
+from dinoctl.training.learner import HeadPair, TaughtLearner, build_network, check_patches
+from dinoctl.training.loop import Inputs, LoopResult, MetricSink
+from dinoctl.training.seating import Seating
+from dinoctl.training.shared_teacher import SharedTeacher
+
+
+def train_together(attempt: Attempt, context: Context, stage: Distill, teacher: OpenedModel) -> LoopResult:
+    """Trains all students of ``stage`` and leaves one export each. Returns early when asked to stop."""
+    if attempt.spec.gate is not None:
+        check_labelled(knn_data(attempt.spec.gate))
+    seating = seat_all(stage, context.world)
+    groups = Groups.make(seating, context.rank)
+    own = stage.of(groups.student)
+    recipe, size = Recipe.of(own), own.crops.global_crops.size
+    network = teacher.network()
+    heads = HeadPair(network.dino_head, network.ibot_head)
+    learner = learner_of(attempt, own, teacher, heads)
+    learner.group = groups.own
+    config = learner.student.backbone.config
+    engine = make_engine(attempt, context, recipe, learner, config.depth, groups.own)
+    shared = SharedTeacher(network.backbone.to(context.device), seating, context.rank)
+    if attempt.spec.compute.precision == "bf16":
+        shared.backbone.to(torch.bfloat16)
+    data = open_data(recipe, attempt.spec.seed)
+    seat = Seat(
+        _Group(context, engine.rank, engine.world),
+        groups.own,
+        f"students.{groups.student}.",
+        inputs=lambda inputs: _taught(inputs, shared),
+        record=lambda record: _gathered(record, context, groups, list(seating.ranks)),
+    )
+    result = fit(attempt, context, recipe, engine, learner, data, config.patch_size, seat=seat)
+    if not result.stopped:
+        leaders = {name: ranks[0] for name, ranks in seating.members.items()}
+        finish_together(
+            attempt,
+            context,
+            recipe,
+            engine,
+            config,
+            result,
+            data_hash=data.hash,
+            image_size=size,
+            student=groups.student,
+            leaders=leaders,
+        )
+    return result
+
+
+def seat_all(stage: Distill, world: int) -> Seating:
+    """Who sits where. Raises UserError where the document's division is not one of ``world`` ranks."""
+    ranks = {name: one.ranks or 0 for name, one in (stage.students or {}).items()}
+    if sum(ranks.values()) != world:
+        said = ", ".join(f"{name} {count}" for name, count in ranks.items())
+        raise UserError(f"the students' ranks ({said}) are {sum(ranks.values())}, but there are {world} workers")
+    try:
+        return Seating(ranks, stage.global_batch)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The process groups of one rank. ``own``: the ranks of its student; ``leaders``: the first rank of each."""
+
+    student: str
+    own: dist.ProcessGroup
+    leaders: dist.ProcessGroup
+
+    @staticmethod
+    def make(seating: Seating, rank: int) -> "Groups":
+        """Collective: every rank takes part in making every group."""
+        made: dict[str, Any] = {name: dist.new_group(ranks) for name, ranks in seating.members.items()}
+        leaders: Any = dist.new_group([ranks[0] for ranks in seating.members.values()], backend="gloo")
+        student = seating.student(rank)
+        return Groups(student, made[student], leaders)
+
+
+def learner_of(attempt: Attempt, stage: Distill, teacher: OpenedModel, heads: HeadPair) -> TaughtLearner:
+    """One student with its heads, from the job's seed. Raises UserError where it does not fit the teacher."""
+    from dinoctl.stages.distill import heads_like, student_config
+
+    generator = torch.Generator().manual_seed(attempt.spec.seed)
+    student = build_network(student_config(stage), stage.heads or heads_like(teacher), generator=generator)
+    try:
+        check_patches(student.backbone, teacher.exported.backbone)
+        return TaughtLearner(student, heads, stage.losses)
+    except ValueError as error:
+        raise UserError(f"{teacher.origin}: {error}") from None
+
+
+def _taught(inputs: Inputs, teacher: SharedTeacher) -> Inputs:
+    """Batches with the teacher's tokens: (…, class tokens, masked patch tokens)."""
+
+    def prepare(batch: Batch) -> tuple[Tensor | None, ...]:
+        made = inputs(batch)
+        assert made[0] is not None  # noqa: S101 - global crops there always are
+        return (*made, *teacher(made[0], batch.masks))
+
+    return prepare
+
+
+def _gathered(record: MetricSink, context: Context, groups: Groups, students: list[str]) -> MetricSink:
+    """Metrics of all students under their names; called by every student's first rank, recorded by rank 0."""
+
+    def gather(step: int, metrics: dict[str, float]) -> None:
+        found: list[dict[str, float]] = [{} for _ in students]
+        dist.gather_object(metrics, found if context.rank == 0 else None, dst=0, group=groups.leaders)
+        if context.rank == 0:
+            named = zip(students, found, strict=True)
+            record(step, {f"{name}/{key}": value for name, own in named for key, value in own.items()})
+
+    return gather
+
+
+@dataclass
+class _Group:
+    """A rank's surroundings among those of its student. Stops and barriers are all ranks', progress is rank 0's."""
+
+    base: Context
+    rank: int
+    world: int
+
+    def __post_init__(self) -> None:
+        self.device = self.base.device
+        self.barrier: Callable[[], None] = self.base.barrier
+        self.should_stop: Callable[[], bool] = self.base.should_stop
+
+    def report(self, progress: Progress) -> None:
+        """See Context."""
+        if self.base.rank == 0:
+            self.base.report(progress)
