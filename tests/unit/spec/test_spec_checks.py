@@ -146,3 +146,33 @@ def test_a_way_without_heads(workshop: Workshop) -> None:
     for both in ("", "warmup: {}, features: {}"):
         (line,) = workshop.problems(document("s", f"{start}headless: {{{both}}}}}"))
         assert "give exactly one of warmup and features" in line
+
+
+STUDENTS = "distill: {teacher: {uri: t}, data: {source: x}, globalBatch: 12, students: {a: {model: {arch: vit_small}}, "
+DDP = "compute: {workers: 3, engine: {name: ddp}}"
+
+
+def test_several_students(workshop: Workshop) -> None:
+    several = document("m", f"{STUDENTS}b: {{model: {{arch: vit_base}}, ranks: 2}}}}}}\n{DDP}")
+    spec = workshop.resolve(several)["m"].to_dict()["spec"]["distill"]
+    assert [spec["students"][name]["ranks"] for name in "ab"] == [1, 2]
+    assert spec["crops"]["local"]["size"] == 98
+    evaluate = "evaluate: {{model: {{job: m{}}}, protocols: {{knn: {{dataset: x}}}}}}"
+    workshop.resolve(several, document("e", evaluate.format(", student: a")))
+    for named, said in (
+        (", student: c", "'m' has no student 'c'; its students: a, b"),
+        ("", "say which one: student: a"),
+    ):
+        (line,) = workshop.problems(several, document("e", evaluate.format(named)))
+        assert said in line
+    for end, said in (
+        (f"b: {{model: {{arch: vit_base}}, ranks: 5}}}}}}\n{DDP}", "3 workers do not divide among 2 students, 5 for b"),
+        (f"b: {{model: {{arch: vit_base, patchSize: 16}}}}}}}}\n{DDP}", "patch sizes differ (a 14, b 16)"),
+        ("b: {model: {arch: vit_base}}}}\ncompute: {workers: 3}", "use engine: {name: ddp}"),
+        (f"b: {{model: {{arch: vit_base}}}}}}, headless: {{features: {{}}}}}}\n{DDP}", "one student at a time"),
+        (
+            f"b: {{model: {{arch: vit_base}}}}}}, model: {{arch: vit_small}}}}\n{DDP}",
+            "exactly one of model and students",
+        ),
+    ):
+        assert any(said in line for line in workshop.problems(document("m", STUDENTS + end))), said

@@ -12,6 +12,7 @@ from dinoctl.tracking.gate import (
     GateDecision,
     GateRule,
     decide_gate,
+    decide_together,
     decision_from_json,
     decision_to_json,
     evidence_from_json,
@@ -131,3 +132,17 @@ def test_a_decision_keeps_its_inputs() -> None:
     assert decision == GateDecision(True, decision.reasons, RULE, evidence(), champion())
     assert decision_from_json(decision_to_json(decision)) == decision
     assert evidence_from_json(evidence_to_json(evidence())) == evidence()
+
+
+def test_several_students_pass_together() -> None:
+    rule = GateRule("knn_top1", minimum=0.8)
+    metrics = {"a/knn_top1": 0.9, "b/knn_top1": 0.7}
+    both = Evidence(metrics, "data", "export", "spec", {"a": "x", "b": "y"})
+    assert evidence_from_json(evidence_to_json(both)) == both
+    assert both.of("a") == Evidence({"knn_top1": 0.9}, "data", "x", "spec")
+    refused = decide_together(rule, both, ("a", "b"), {})
+    assert not refused.passed
+    assert refused.reasons == ("a: knn_top1 0.9 >= 0.8", "b: knn_top1 0.7 < 0.8")
+    assert decide_together(rule, both, ("a",), {}).passed
+    assert not decide_together(rule, both, ("a", "c"), {}).passed, "what was not measured does not pass"
+    assert not decide_together(rule, both, (), {}).passed
