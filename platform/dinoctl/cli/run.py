@@ -30,7 +30,7 @@ def run(
     """
     from dinoctl.cli.screen import say, screen
     from dinoctl.cli.tables import print_states
-    from dinoctl.local.accept import accept
+    from dinoctl.local.accept import accept, check_places
     from dinoctl.local.executor import Executor
     from dinoctl.local.state import StateDir
     from dinoctl.local.tracking import Tracking
@@ -44,6 +44,7 @@ def run(
         if job.spec.profile is not None:
             say(f"{job.name}: profile {job.spec.profile} is the cluster's and has no effect on this machine")
     with state.locked():
+        check_places(state, jobs, restart or [])
         accept(state, jobs, restart or [])
         with screen(jobs, quiet=output is Format.JSON) as shown:
             executor = Executor(state, jobs, Tracking(state, pipeline), shown.update, say)

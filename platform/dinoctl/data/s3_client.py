@@ -6,6 +6,7 @@ storage. botocore's own retries are off: they know neither a body that breaks of
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import threading
@@ -103,6 +104,7 @@ def _make() -> Any:
     import boto3  # type: ignore[import-untyped, unused-ignore]
     from botocore.config import Config  # type: ignore[import-untyped, unused-ignore]
 
+    logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells where it found credentials, in every process
     session = boto3.session.Session()  # of its own: the default session is not safe between threads
     config = Config(
         retries={"total_max_attempts": 1},

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from dinoctl.handover.storages import check_storages
 from dinoctl.lifecycle import AttemptState, Cause, Status, restart
 from dinoctl.local.observe import clock, wanted
 from dinoctl.local.processes import Workers
@@ -34,6 +35,22 @@ def accept(state: StateDir, jobs: Sequence[ResolvedJob], restarts: Collection[st
             raise UserError(f"{job.name} is still committing its last checkpoint; try again in a moment")
     for job in jobs:
         _take(state, job, again=job.name in again)
+
+
+def check_places(state: StateDir, jobs: Sequence[ResolvedJob], restarts: Collection[str]) -> None:
+    """Asks the buckets of all jobs that there is something left to do for, before anything is begun.
+
+    Raises:
+        StorageError: one of them can't be used.
+    """
+    again = _with_children(jobs, restarts)
+    open_jobs = [job for job in jobs if job.name in again or not _complete(state.job(job.name).status)]
+    places = [state.job(job.name, job.spec.storage) for job in open_jobs]
+    check_storages([place.storage_uri(place.status) for place in places], [job.spec for job in open_jobs])
+
+
+def _complete(status: Status | None) -> bool:
+    return status is not None and status.outcome is not None and status.outcome.complete
 
 
 def _with_children(jobs: Sequence[ResolvedJob], restarts: Collection[str]) -> set[str]:

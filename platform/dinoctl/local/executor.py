@@ -35,6 +35,7 @@ from dinoctl.spec.resolve import ResolvedJob
 
 _TICK_S = 0.25
 _STOP_GRACE_S = 90.0
+_REMOTE_S = 2.0  # between two looks at a bucket: each costs some requests, and money
 
 Watcher = Callable[[Mapping[str, Status | None]], None]
 
@@ -53,6 +54,7 @@ class Executor:
     _looked: bool = False
     _done: set[str] = field(default_factory=set)
     _queue: set[tuple[str, int]] = field(default_factory=set)
+    _asked: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._kinds = {job.name: job.kind for job in self.jobs}
@@ -103,7 +105,7 @@ class Executor:
             self._start(job, self._states[job.name], status, status.live.number)
 
     def _consider(self, job: ResolvedJob) -> None:
-        if job.name in self._done:
+        if job.name in self._done or not self._due(job):
             return
         state, status = self._states[job.name], self._statuses[job.name]
         executions = self._executions(job.name, status)
@@ -118,6 +120,14 @@ class Executor:
         if decision.status.outcome is not None and not decision.actions:
             self._done.add(job.name)
         self._tell_environment(job.name, status, decision.status)
+
+    def _due(self, job: ResolvedJob) -> bool:
+        """Whether it is time to look at a job's storage again."""
+        now, remote = time.monotonic(), "://" in (job.spec.storage or "")
+        if remote and not self._stopping and now - self._asked.get(job.name, -_REMOTE_S) < _REMOTE_S:
+            return False
+        self._asked[job.name] = now
+        return True
 
     def _executions(self, name: str, status: Status | None) -> tuple[Execution, ...]:
         live = status.live if status else None

@@ -10,6 +10,8 @@ from dinoctl.data.dataset import Dataset
 from dinoctl.data.errors import DataError
 from dinoctl.data.pack import pack
 from dinoctl.data.sources import open_source
+from dinoctl.data.storage import open_storage
+from support.faults import Fault, Proxy
 
 
 def test_class_folders(make_folder: MakeFolder) -> None:
@@ -102,6 +104,50 @@ def test_parquet(make_folder: MakeFolder, tmp_path: Path, hugging_face: bool) ->
     assert train.read(0) == images[number]
     assert train.labels()[0] == (number % 2 if hugging_face else 1 - number % 2)
     assert len(open_source(str(root / "part-1.parquet"))) == 8
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_bucket_of_images_packs_to_the_same_bytes(
+    make_folder: MakeFolder, tmp_path: Path, s3: str, workers: int
+) -> None:
+    """Class folders in a bucket, packed into a bucket, through children of their own."""
+    root = make_folder(12, ("köln", "b c"))
+    (root / "b c" / "torn.png").write_bytes(b"\x89PNG and no more")
+    images = open_storage(f"{s3}/raw/images")
+    for path in root.rglob("*.*"):
+        images.write(path.relative_to(root).as_posix(), path.read_bytes())
+    settings = {"splits": {"val": 3}, "shard_bytes": 4000, "max_bad_rate": 0.2, "workers": workers}
+    here = pack(str(root), tmp_path / "out", **settings)  # type: ignore[arg-type]
+    there = pack(images.uri, f"{s3}/packed", **settings)  # type: ignore[arg-type]
+    assert there == here
+    assert [bad.path for bad in there.bad] == ["b c/torn.png"]
+    packed = open_storage(f"{s3}/packed")
+    files = {path.relative_to(tmp_path / "out").as_posix(): path for path in (tmp_path / "out").rglob("*.*")}
+    assert set(packed.list()) == set(files)
+    assert all(packed.read(key) == path.read_bytes() for key, path in files.items() if key != "pack.json")
+    train = Dataset.open(f"{s3}/packed")
+    assert train.classes == ["b c", "köln"]
+    assert [train.read(i) for i in range(len(train))] == [
+        Dataset.open(str(tmp_path / "out")).read(i) for i in range(len(train))
+    ]
+
+
+def test_parquet_in_a_bucket(make_folder: MakeFolder, tmp_path: Path, s3: str, s3_faults: Proxy) -> None:
+    images = [path.read_bytes() for path in sorted(make_folder(8).iterdir())]
+    write_parquet(tmp_path / "tables" / "part-1.parquet", images, True, [0, 1] * 4)
+    storage = open_storage(f"{s3}/tables")
+    storage.write("part-1.parquet", (tmp_path / "tables" / "part-1.parquet").read_bytes())
+    s3_faults.faults = [Fault("slowdown", rate=0.2), Fault("truncate", method="GET", rate=0.2)]
+    for uri in (storage.uri, f"{storage.uri}/part-1.parquet"):
+        assert [item.read() for item in open_source(uri)] == images
+    report = pack(storage.uri, f"{s3}/packed", splits={"val": 3})
+    s3_faults.faults = ()
+    assert report.hash == pack(str(tmp_path / "tables"), tmp_path / "out", splits={"val": 3}).hash
+    storage.write("torn.parquet", b"PAR1 and no more")
+    with pytest.raises(DataError, match=r"torn.parquet: is not a Parquet file"):
+        open_source(f"{storage.uri}/torn.parquet")
+    with pytest.raises(DataError, match="no images in it"):
+        open_source(f"{s3}/nothing")
 
 
 def test_parquet_refusals(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped, unused-ignore]
 from dinoctl.data.errors import DataError, NotFoundError
 from dinoctl.data.sources.base import SourceItem
 from dinoctl.data.storage import Storage, open_storage
+from dinoctl.data.storage_file import StorageFile
 
 _COLUMNS = ("image", "bytes")
 
@@ -94,9 +95,7 @@ def _open(storage: Storage, name: str) -> Any:
     try:
         if path is not None:
             return pq.ParquetFile(path, memory_map=True)
-        import s3fs  # type: ignore[import-untyped, unused-ignore]
-
-        return pq.ParquetFile(s3fs.S3FileSystem().open(f"{storage.uri}/{name}"))
+        return pq.ParquetFile(StorageFile(storage, name), pre_buffer=True)
     except FileNotFoundError as error:
         raise NotFoundError(f"{storage.uri}/{name}: is not there") from error
     except pa.ArrowInvalid as error:

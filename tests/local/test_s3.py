@@ -1,0 +1,138 @@
+"""A whole pipeline on a bucket: packed, trained, killed, resumed, measured, promoted; the same weights through faults;
+and what is said, before anything starts, when the bucket can't be used.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dinoctl.data.storage import open_storage
+from dinoctl.handover.ledger import CHECKPOINTS, Ledger
+from support.faults import Fault, Proxy
+from support.runs import Runs
+from support.s3server import ACCESS, SECRET, S3Server
+
+pytestmark = pytest.mark.timeout(1500)
+
+DOCUMENTS = """
+apiVersion: dinoctl.io/v1alpha1
+kind: DinoJob
+metadata: {{name: pack}}
+spec: {{storage: "{storage}", pack: {{source: "builtin://digits", splits: {{val: 500}}, shardSize: 1MiB}}}}
+---
+apiVersion: dinoctl.io/v1alpha1
+kind: DinoJob
+metadata: {{name: train}}
+spec:
+  storage: "{storage}"
+  compute: {{workers: 2, gpusPerWorker: 0, loaderWorkers: 0, precision: fp32}}
+  pretrain:
+    data: {{source: {{job: pack}}}}
+    model: {{arch: custom, embedDim: 24, depth: 2, numHeads: 2, patchSize: 4, registers: 1, dropPath: 0.2}}
+    steps: 24
+    globalBatch: 16
+    crops: {{global: {{size: 16}}, local: {{count: 2, size: 8}}}}
+    heads:
+      dino: {{prototypes: 32, hidden: 32, bottleneck: 16}}
+      ibot: {{prototypes: 32, hidden: 32, bottleneck: 16}}
+    schedules: {{learningRate: {{base: 1.0e-3, scaling: none, warmupSteps: 4}}}}
+    logEvery: 2
+  gate: {{min: 0.02, dataset: {{job: pack}}, knn: {{k: [10], resize: 16}}, promote: {{model: on-s3}}}}
+  policy: {{checkpoint: {{everySteps: 4, keep: 2, keepEvery: 12}}}}
+"""
+
+FAULTS = [
+    Fault("slowdown", rate=0.04),
+    Fault("reset", rate=0.03),
+    Fault("error", rate=0.02),
+    Fault("lost-answer", method="PUT|POST|DELETE", rate=0.04),
+    Fault("truncate", method="GET", rate=0.03),
+    Fault("flip", key=r"\.(tar|bin|json)$|COMMIT", rate=0.03),
+    Fault("latency", value=0.01),
+]
+
+
+@pytest.fixture
+def runs(tmp_path: Path, s3: str) -> Iterator[Runs]:
+    made = Runs(tmp_path, DOCUMENTS.format(storage=f"{s3}/jobs"))
+    yield made
+    made.close()
+
+
+def weights(bucket: str) -> str:
+    """sha256 over the exported weights."""
+    export = open_storage(f"{bucket}/jobs/train/run-0001/export")
+    files = [key for key in export.list() if key.endswith(".safetensors")]
+    assert len(files) >= 2
+    return hashlib.sha256(b"".join(export.read(key) for key in files)).hexdigest()
+
+
+def test_killed_and_resumed_and_through_faults(
+    runs: Runs,
+    s3: str,
+    s3_server: S3Server,
+    s3_faults: Proxy,
+    tmp_path: Path,
+) -> None:
+    runs.start()
+    runs.wait(lambda: runs.step("train") >= 10, "the first attempt to train")
+    runs.worker("train").kill()
+    code, output = runs.finish()
+    assert code == 0, output + runs.log("train")
+    status = runs.status("train")
+    assert status["attempts"][1]["startStep"] >= 4, "resumed from the bucket"
+    assert Ledger(open_storage(f"{s3}/jobs/train/run-0001/{CHECKPOINTS}")).steps() == [12, 20, 24]
+    assert not list((runs.state / "jobs").rglob("*.tar")), "the dataset is in the bucket alone"
+    assert not list((runs.state / "jobs").rglob("*.bin"))
+    assert status["promotion"]["model"] == "on-s3"
+
+    other = s3_server.bucket(f"{s3.removeprefix('s3://')}-faults")
+    through = Runs(tmp_path / "through", DOCUMENTS.format(storage=f"{other}/jobs"))
+    s3_faults.forget()
+    s3_faults.faults = FAULTS
+    try:
+        code, output = through.run()
+        s3_faults.faults = ()
+        assert code == 0, output + through.log("train")
+        assert len(through.attempts("train")) == 1, "faults that pass end no attempt"
+        assert sum(s3_faults.injected.values()) >= 10, s3_faults.injected
+        assert weights(other) == weights(s3)
+    finally:
+        through.close()
+
+
+REFUSALS = {
+    "bucket": ({}, None, "the bucket does not exist; create it or correct the URI"),
+    "secret": ({"AWS_SECRET_ACCESS_KEY": "wrong-one"}, None, "the secret key is wrong"),
+    "server": ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, None, "check the network and AWS_ENDPOINT_URL"),
+    "expired": ({}, Fault("expired"), "the credentials have expired"),
+    "clock": ({}, Fault("skew"), "this machine's clock is wrong"),
+    "read-only": ({}, Fault("denied", method="PUT"), "access denied"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_a_bucket_that_can_not_be_used_is_told_before_anything_starts(
+    runs: Runs,
+    s3_faults: Proxy,
+    case: str,
+) -> None:
+    environment, fault, reason = REFUSALS[case]
+    s3_faults.faults = [fault] if fault else []
+    if case == "bucket":
+        runs.write(DOCUMENTS.format(storage="s3://there-is-no-such-bucket/jobs"))
+    began = time.monotonic()
+    code, output = runs.run(env={**os.environ, **environment})
+    assert code == 3, output
+    assert time.monotonic() - began < 40
+    (line,) = [line for line in output.splitlines() if "s3://" in line]
+    assert line.startswith("error: cannot ")
+    assert reason in line
+    assert "Traceback" not in output
+    assert not any(secret in output for secret in (ACCESS, SECRET, "wrong-one"))
+    assert not runs.attempts("pack"), "nothing was begun"
+    assert not (runs.state / "jobs").exists()
