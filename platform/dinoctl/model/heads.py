@@ -14,7 +14,7 @@ from typing import NotRequired, TypedDict
 import torch
 from torch import Tensor, nn
 
-from dinoctl.model.layers import init_linear
+from dinoctl.model.initial import initialise
 
 
 class WeightNormLinear(nn.Module):
@@ -29,7 +29,7 @@ class WeightNormLinear(nn.Module):
         self.weight_g = nn.Parameter(torch.empty(out_dim, 1))
         self.weight_v = nn.Parameter(torch.empty(out_dim, in_dim))
 
-    def init_weights(self, generator: torch.Generator | None = None) -> None:
+    def init_own(self, generator: torch.Generator | None = None) -> None:
         """G = 1, v uniform within 1 / sqrt(in_dim)."""
         nn.init.ones_(self.weight_g)
         bound = 1.0 / math.sqrt(self.weight_v.shape[1])
@@ -72,13 +72,9 @@ class ProjectionHead(nn.Module):
         self.last_layer = WeightNormLinear(bottleneck_dim, prototypes)
         self.init_weights(generator)
 
-    @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Linear weights truncated normal 0.02, biases zero; the last layer by its own rule."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                init_linear(module, generator)
-        self.last_layer.init_weights(generator)
+        initialise(self, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         """(rows, in_dim) to logits (rows, prototypes). One call for all rows of a step spares repeated weight norms."""

@@ -23,13 +23,6 @@ KeptPair = tuple[Kept | None, Kept | None]
 """What attention and FFN run on; None: all samples."""
 
 
-def init_linear(layer: nn.Linear, generator: torch.Generator | None = None) -> None:
-    """Truncated normal of standard deviation 0.02 for the weight, zero for the bias."""
-    nn.init.trunc_normal_(layer.weight, std=0.02, generator=generator)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-
-
 class PatchProjection(nn.Module):
     """A convolution whose kernel is its stride, computed as one matrix product (faster than the convolution)."""
 
@@ -38,7 +31,7 @@ class PatchProjection(nn.Module):
         self.weight = nn.Parameter(torch.empty(embed_dim, 3, patch_size, patch_size))
         self.bias = nn.Parameter(torch.empty(embed_dim))
 
-    def init_weights(self, generator: torch.Generator | None = None) -> None:
+    def init_own(self, generator: torch.Generator | None = None) -> None:
         """The default of PyTorch's convolutions: uniform within 1 / sqrt(fan in)."""
         bound = 1.0 / math.sqrt(self.weight[0].numel())
         nn.init.uniform_(self.weight, -bound, bound, generator=generator)
@@ -141,6 +134,10 @@ class LayerScale(nn.Module):
         super().__init__()
         self.init = init
         self.gamma = nn.Parameter(torch.full((dim,), init))
+
+    def init_own(self, _generator: torch.Generator | None = None) -> None:
+        """Every channel's scale is the same."""
+        nn.init.constant_(self.gamma, self.init)
 
     def forward(self, branch: Tensor, residual: Tensor | None = None) -> Tensor:
         """`branch * gamma`, added to `residual` in the same pass over memory if there is one."""

@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from dinoctl.model.config import ViTConfig
 from dinoctl.model.features import Features, Images, Masks, Read, Seeds
-from dinoctl.model.layers import NORM_EPS, Block, LayerScale, PatchEmbed, PatchProjection, init_linear
+from dinoctl.model.initial import initialise
+from dinoctl.model.layers import NORM_EPS, Block, PatchEmbed
 from dinoctl.model.packing import Kept, Layout, draw_kept, pack, unpack
 from dinoctl.model.positions import interpolate_pos_embed
 from dinoctl.model.rope import Turns, drawn_scale, turns_of
@@ -42,28 +43,22 @@ class VisionTransformer(nn.Module):
         self.local_cls_norm = nn.LayerNorm(dim, eps=NORM_EPS) if config.local_cls_norm else None
         self.init_weights(generator)
 
-    @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Official initialisation in a fixed order: the same generator state gives the same weights.
 
         Positions and Linear weights truncated normal 0.02, cls and registers normal 1e-6, mask token and biases zero,
         patch projection as PyTorch's convolutions, gamma `config.layerscale`.
         """
+        initialise(self, generator)
+
+    def init_own(self, generator: torch.Generator | None = None) -> None:
+        """Positions and tokens, those of the blocks come after them."""
         if self.pos_embed is not None:
             nn.init.trunc_normal_(self.pos_embed, std=0.02, generator=generator)
         nn.init.normal_(self.cls_token, std=1e-6, generator=generator)
         if self.register_tokens is not None:
             nn.init.normal_(self.register_tokens, std=1e-6, generator=generator)
         nn.init.zeros_(self.mask_token)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                init_linear(module, generator)
-            elif isinstance(module, PatchProjection):
-                module.init_weights(generator)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-            elif isinstance(module, LayerScale):
-                nn.init.constant_(module.gamma, module.init)
 
     def forward(
         self,

@@ -10,6 +10,7 @@ from dinoctl.stages.train import Work, train
 from dinoctl.training.context import Context
 from dinoctl.training.learner import Learner
 from dinoctl.training.loop import LoopResult
+from dinoctl.training.weights import learner_tensors
 
 _EXTENSIONS = ("rope_base", "local_cls_norm", "cls_norm")
 
@@ -22,10 +23,11 @@ def run(attempt: Attempt, context: Context, work: Work = train) -> LoopResult:
     if stage.model is not None:
         _check_same(parent, vit_config(stage.model, stage.size))
     drop_path = stage.model.drop_path if stage.model else None
-    student = parent.network(stage.size, drop_path=drop_path or 0.0, student=True)
-    teacher = parent.network(stage.size)
+    student, teacher = parent.blank(stage.size, drop_path=drop_path or 0.0), parent.blank(stage.size)
     recipe = Recipe.of(stage)
-    return work(attempt, context, recipe, Learner(student, teacher, None, recipe.losses), stage.size)
+    learner = Learner(student, teacher, None, recipe.losses)
+    tensors = learner_tensors(learner, parent.tensors(student, student=True), parent.tensors(teacher))
+    return work(attempt, context, recipe, learner, stage.size, tensors)
 
 
 def _check_same(parent: OpenedModel, wanted: ViTConfig) -> None:

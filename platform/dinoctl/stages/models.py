@@ -2,7 +2,9 @@
 
 import hashlib
 import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +19,6 @@ from dinoctl.model import (
     VisionTransformer,
     ViTConfig,
     head_arguments,
-    load_strict,
     resize_pos_embed,
     save_export,
 )
@@ -26,6 +27,9 @@ from dinoctl.spec.model import ModelSpec
 from dinoctl.spec.sources import JobRef, ModelRef, ModelSource
 from dinoctl.training.learner import Network
 from dinoctl.training.ledger import Checkpoint
+
+
+_BATCH = 1 << 26  # elements of a student's checkpoint that are read together
 
 
 def vit_config(model: ModelSpec, image_size: int) -> ViTConfig:
@@ -70,38 +74,74 @@ class OpenedModel:
         return "dino_head" in self.exported.heads
 
     def network(self, image_size: int | None = None, *, drop_path: float = 0.0, student: bool = False) -> Network:
-        """Backbone and heads. With ``image_size`` the positions are enlarged to its grid (paper App. B.2).
+        """Backbone and heads with their values; arguments and errors as those of `blank` and `tensors`."""
+        network = self.blank(image_size, drop_path=drop_path)
+        network.load_state_dict(dict(self.tensors(network, student=student)), strict=True, assign=True)
+        return network
 
-        ``student`` takes the student's weights of the last checkpoint instead of the average, if there is one.
+    def blank(self, image_size: int | None = None, *, drop_path: float = 0.0) -> Network:
+        """Backbone and heads as shapes alone (on the meta device), to be filled from `tensors`. With ``image_size`` the
+        positions are those of its grid.
 
         Raises:
             UserError: when the model has no heads.
         """
         if not self.has_heads:
             raise UserError(f"{self.origin} has no heads; name a model that dinoctl trained, its export keeps them")
-        backbone = dict(self.exported.backbone.state_dict())
-        heads = {name: dict(state) for name, state in self.exported.heads.items()}
-        if student and (weights := self._student()):
-            # What a job keeps frozen (distillation: the mask token) is in no checkpoint, and equals its average.
-            backbone |= _below(weights, "backbone.")
-            heads = {name: state | _below(weights, f"{name}.") for name, state in heads.items()}
         config = replace(self.exported.config, drop_path=drop_path)
-        if image_size is not None and image_size != config.img_size:
-            backbone = resize_pos_embed(backbone, image_size // config.patch_size, config)
+        if image_size is not None:
             config = replace(config, img_size=image_size)
-        return _network(config, backbone, heads, self.origin)
+        with torch.device("meta"):
+            heads = {name: ProjectionHead(**head_arguments(state)) for name, state in self.exported.heads.items()}
+            return Network(VisionTransformer(config), heads["dino_head"], heads.get("ibot_head"))
 
-    def _student(self) -> dict[str, Tensor]:
+    def tensors(self, network: Network, *, student: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """Name and value of every parameter of a `blank` network, read when it is asked for; positions enlarged
+        to the network's grid (paper App. B.2).
+
+        ``student`` takes the student's weights of the last checkpoint instead of the average, if there is one. What a
+        job keeps frozen (distillation: the mask token) is in no checkpoint, and equals its average.
+        """
+        average = {f"backbone.{name}": value for name, value in self.exported.backbone.state_dict().items()}
+        for head, state in self.exported.heads.items():
+            average |= {f"{head}.{name}": value for name, value in state.items()}
+        names = [name for name, _ in network.named_parameters()]
+        trained = dict(_in_batches(self._checkpoint() if student else None, names))
+        for name, shape in network.named_parameters():
+            value = trained[name]() if name in trained else average[name]
+            if name == "backbone.pos_embed" and value.shape != shape.shape:
+                grid = network.backbone.config.grid
+                value = resize_pos_embed({"pos_embed": value}, grid, self.exported.config)["pos_embed"]
+            yield name, value
+
+    def _checkpoint(self) -> Checkpoint | None:
         if self.job_storage is None:
-            return {}
+            return None
         ledger = Ledger(self.job_storage.child(CHECKPOINTS))
         head = ledger.head()
-        if head is None:
-            return {}
-        checkpoint = Checkpoint(ledger.storage, head)
-        names = [name for name in checkpoint.names("param") if name.startswith("student.")]
-        found = checkpoint.tensors("param", names)
-        return {name.removeprefix("student."): tensor for name, tensor in found.items()}
+        return None if head is None else Checkpoint(ledger.storage, head)
+
+
+def _in_batches(checkpoint: Checkpoint | None, names: list[str]) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """What reads a student's tensor, for each that the checkpoint has; tensors that follow each other are read together,
+    up to a quarter of a GB, and are let go when they have been asked for.
+    """
+    if checkpoint is None:
+        return
+    shapes, batch, size = checkpoint.names("param"), list[str](), 0
+    held: dict[str, Tensor] = {}
+
+    def read(name: str, together: list[str]) -> Tensor:
+        if name not in held:
+            held.update(checkpoint.tensors("param", together))
+        return held.pop(name)
+
+    for name in (f"student.{name}" for name in names if f"student.{name}" in shapes):
+        if size > _BATCH:
+            batch, size = [], 0
+        batch.append(name)
+        size += torch.Size(shapes[name]).numel()
+        yield name.removeprefix("student."), partial(read, name, batch)
 
 
 def open_model(source: ModelSource, tracking_uri: str | None) -> OpenedModel:
@@ -138,19 +178,3 @@ def publish_export(
             digest.update(f"{path.name}:{hashlib.sha256(data).hexdigest()}\n".encode())
             storage.write(path.name, data)
     return digest.hexdigest()
-
-
-def _network(
-    config: ViTConfig, backbone: dict[str, Tensor], heads: dict[str, dict[str, Tensor]], origin: str
-) -> Network:
-    with torch.device("meta"):
-        vit = VisionTransformer(config)
-        built = {name: ProjectionHead(**head_arguments(state)) for name, state in heads.items()}
-    load_strict(vit, backbone, origin)
-    for name, head in built.items():
-        load_strict(head, heads[name], f"{origin} ({name})")
-    return Network(vit, built["dino_head"], built.get("ibot_head"))
-
-
-def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

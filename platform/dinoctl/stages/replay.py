@@ -35,6 +35,7 @@ from dinoctl.training.ledger import Checkpoint
 from dinoctl.training.loop import LoopResult
 from dinoctl.training.matching import FeatureLearner
 from dinoctl.training.replay import Replayed, replay
+from dinoctl.training.weights import Tensors
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,14 @@ def run(request: Request) -> dict[str, Any]:
     told: dict[str, Any] = {}
 
     def work(
-        attempt: Attempt, context: Context, recipe: Recipe, learner: Learner | FeatureLearner, _size: int
+        attempt: Attempt,
+        context: Context,
+        recipe: Recipe,
+        learner: Learner | FeatureLearner,
+        image_size: int,  # noqa: ARG001
+        tensors: Tensors | None = None,
     ) -> LoopResult:
-        told.update(_work(request, attempt, context, recipe, learner, ranks))
+        told.update(_work(request, attempt, context, recipe, learner, ranks, tensors))
         return LoopResult(request.step, stopped=True, images_per_s=0.0)
 
     device = "cuda" if attempt.spec.compute.gpus_per_worker and torch.cuda.is_available() else "cpu"
@@ -158,6 +164,7 @@ def _work(
     recipe: Recipe,
     learner: Learner | FeatureLearner,
     ranks: int,
+    tensors: Tensors | None,
 ) -> dict[str, Any]:
     step = request.step
     if not 0 <= step < recipe.steps:
@@ -165,7 +172,7 @@ def _work(
     ledger = Ledger(attempt.storage.child(CHECKPOINTS))
     commit = choose(ledger, attempt.spec_hash, step, request.from_step)
     config = learner.student.backbone.config
-    engine = make_engine(attempt, context, recipe, learner, config.depth)
+    engine = make_engine(attempt, context, recipe, learner, config.depth, tensors=tensors)
     if commit is not None:
         engine.load(Checkpoint(ledger.storage, commit).read, commit.step - commit.skipped)
     notes = list(_notes(learner, commit, step, ranks))

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -30,11 +31,26 @@ from dinoctl.training.loop import Inputs, Loop, LoopResult, LoopSettings, Metric
 from dinoctl.training.matching import FeatureLearner
 from dinoctl.training.schedules import RecipeSchedules
 from dinoctl.training.vitals import Vitals
+from dinoctl.training.weights import Tensors
 
 _YOUNG = 100
 """Steps in which a network may look collapsed because nothing is learned yet, where the warm-up is shorter."""
-Work = Callable[[Attempt, Context, Recipe, Learner | FeatureLearner, int], LoopResult]
-"""What a stage does with the learner that it has built, for images of a size: `train`, or to look at a step again."""
+
+
+class Work(Protocol):
+    """What a stage does with the learner that it has built, for images of a size: `train`, or to look at a step again.
+    ``tensors`` are the values of a learner that is shapes alone.
+    """
+
+    def __call__(
+        self,
+        attempt: Attempt,
+        context: Context,
+        recipe: Recipe,
+        learner: Learner | FeatureLearner,
+        image_size: int,
+        tensors: Tensors | None = None,
+    ) -> LoopResult: ...
 
 
 @dataclass(frozen=True)
@@ -70,15 +86,21 @@ def _named(piece: Slice, names: str) -> Slice:
 
 
 def train(
-    attempt: Attempt, context: Context, recipe: Recipe, learner: Learner | FeatureLearner, image_size: int
+    attempt: Attempt,
+    context: Context,
+    recipe: Recipe,
+    learner: Learner | FeatureLearner,
+    image_size: int,
+    tensors: Tensors | None = None,
 ) -> LoopResult:
     """Trains (or goes on from the last checkpoint), exports the average with its heads, measures it for the gate,
-    and writes the proof of completion. Returns early, without any of that, when asked to stop.
+    and writes the proof of completion. Returns early, without any of that, when asked to stop. ``tensors`` fill a
+    learner of shapes (`build_engine`).
     """
     if attempt.spec.gate is not None:
         check_labelled(knn_data(attempt.spec.gate))  # now, not after the last step
     config = learner.student.backbone.config
-    engine = make_engine(attempt, context, recipe, learner, config.depth)
+    engine = make_engine(attempt, context, recipe, learner, config.depth, tensors=tensors)
     data = open_data(recipe, attempt.spec.seed)
     result = fit(attempt, context, recipe, engine, learner, data, config.patch_size)
     if not result.stopped:
@@ -93,13 +115,14 @@ def make_engine(
     learner: nn.Module,
     depth: int,
     group: dist.ProcessGroup | None = None,
+    tensors: Tensors | None = None,
 ) -> Engine:
     """Optimizer groups (for a backbone of ``depth`` blocks) and the engine of the job's compute section, over the ranks
     of ``group`` (None: all).
     """
     groups = parameter_groups(learner.named_parameters(), depth=depth, optimizer=recipe.optimizer)
     set_execution(learner, attempt.spec.compute, context.device)
-    return build_engine(attempt.spec.compute, learner, groups, recipe.optimizer, context, group)
+    return build_engine(attempt.spec.compute, learner, groups, recipe.optimizer, context, group, tensors)
 
 
 def fit(

@@ -266,6 +266,14 @@ def build_network(config: ViTConfig, heads: Heads, *, generator: torch.Generator
     return Network(backbone, dino_head, ibot_head)
 
 
+def blank_network(config: ViTConfig, heads: Heads) -> Network:
+    """A network of shapes alone (on the meta device); `model.initial.initial_tensors` draws what `build_network` would
+    have drawn.
+    """
+    with torch.device("meta"):
+        return build_network(config, heads)
+
+
 def pretraining_learner(student: Network, losses: Losses) -> Learner:
     """The teacher starts as a copy of the student (before an engine shards it: placeholders have nothing to copy)."""
     return Learner(student, copy.deepcopy(student), None, losses)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dinoctl.model import Features, VisionTransformer
-from dinoctl.model.layers import init_linear
+from dinoctl.model.initial import init_linear
 from dinoctl.objective import feature_distance, feature_std, view_distance
 from dinoctl.spec.recipe import Losses
 from dinoctl.spec.stages import FeatureMatching

@@ -228,9 +228,10 @@ def test_highres_trains_the_parents_student_under_its_average(tmp_path: Path, mo
     seen: list[Any] = []
     monkeypatch.setattr(highres, "train", lambda *arguments: seen.extend(arguments))
     highres.run(attempt(tmp_path), None)  # type: ignore[arg-type]
-    learner, size = seen[3], seen[4]
+    learner, size, tensors = seen[3:]
     assert isinstance(learner, Learner)
     assert size == 24
+    learner.load_state_dict(dict(tensors), strict=True, assign=True)
     assert_same(learner.student, network(1), but=("backbone.pos_embed",))
     assert_same(learner.teacher, network(0), but=("backbone.pos_embed",))
     assert learner.ema is None

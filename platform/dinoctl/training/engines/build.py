@@ -13,7 +13,8 @@ from dinoctl.spec.errors import UserError
 from dinoctl.spec.recipe import Optimizer
 from dinoctl.training.context import Context
 from dinoctl.training.engines.base import Engine
-from dinoctl.training.engines.fill import Roster, Tensors, blank, named_groups, own_tensors
+from dinoctl.training.engines.fill import Roster, blank, named_groups, own_tensors
+from dinoctl.training.weights import Tensors
 
 _E = TypeVar("_E")
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from dinoctl.training.clipping import clip_
 from dinoctl.training.engines.base import Slice, skip_next
-from dinoctl.training.engines.fill import NamedGroups, Roster, Tensors, fill, replace
+from dinoctl.training.engines.fill import NamedGroups, Roster, fill, replace
 from dinoctl.training.engines.held import Adam, HeldState, Shard, ShardEngine, adam_state, even_shard, world_of
+from dinoctl.training.weights import Tensors
 
 
 class DdpEngine(ShardEngine):

@@ -4,14 +4,15 @@ An engine takes a learner whose parameters are shapes alone (on the meta device)
 tensors. Whatever nobody filled would still be a shape, so a gap can't go unnoticed; it is told by name.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Tensors = Iterable[tuple[str, Tensor]]
+from dinoctl.training.weights import Tensors
+
 Place = Callable[[str, Tensor], None]
 NamedGroups = list[dict[str, Any]]  # optimizer groups whose ``params`` are names
 

@@ -14,9 +14,10 @@ from torch.distributed.tensor import DTensor
 
 from dinoctl.training.clipping import clip_
 from dinoctl.training.engines.base import skip_next
-from dinoctl.training.engines.fill import NamedGroups, Roster, Tensors, fill
+from dinoctl.training.engines.fill import NamedGroups, Roster, fill
 from dinoctl.training.engines.held import Adam, HeldState, Shard, ShardEngine, adam_state, world_of
 from dinoctl.training.engines.units import units
+from dinoctl.training.weights import Tensors
 
 
 class FsdpEngine(ShardEngine):

@@ -11,9 +11,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dinoctl.training.clipping import clip_
-from dinoctl.training.engines.fill import NamedGroups, Roster, Tensors, fill, replace
+from dinoctl.training.engines.fill import NamedGroups, Roster, fill, replace
 from dinoctl.training.engines.held import Adam, HeldState, Shard, adam_state, world_of
 from dinoctl.training.engines.zero import ZeroEngine, start, without_runtime_compiler, zero_config
+from dinoctl.training.weights import Tensors
 
 
 class _Row(NamedTuple):

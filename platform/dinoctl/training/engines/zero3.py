@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from dinoctl.model import ProjectionHead
 from dinoctl.model.layers import Block
 from dinoctl.training.clipping import clip_
-from dinoctl.training.engines.fill import NamedGroups, Roster, Tensors, fill, replace
+from dinoctl.training.engines.fill import NamedGroups, Roster, fill, replace
 from dinoctl.training.engines.held import Adam, HeldState, Shard, adam_state, even_shard, world_of
 from dinoctl.training.engines.units import units
 from dinoctl.training.engines.zero import ZeroEngine, start, without_runtime_compiler, zero_config
+from dinoctl.training.weights import Tensors
 
 ZeroParameter = Any  # a torch Parameter with what ZeRO-3 adds: ds_tensor, ds_shape, ds_numel, partition, all_gather
 
