@@ -50,7 +50,8 @@ class Work(Protocol):
         learner: Learner | FeatureLearner,
         image_size: int,
         tensors: Tensors | None = None,
-    ) -> LoopResult: ...
+    ) -> LoopResult:
+        """Collective over the job's ranks."""
 
 
 @dataclass(frozen=True)

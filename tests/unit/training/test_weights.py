@@ -95,7 +95,5 @@ def test_what_nobody_fills_is_named() -> None:
 
 def test_a_tensor_of_another_shape_is_refused() -> None:
     blank = learner(True)
-    with pytest.raises(
-        ValueError, match=r"cls_token of shape \(3,\): the learner has \(1, 1, 16\)"
-    ):
+    with pytest.raises(ValueError, match=r"cls_token of shape \(3,\): the learner has \(1, 1, 16\)"):
         engine(blank, learner_tensors(blank, [("backbone.cls_token", torch.zeros(3))]))
