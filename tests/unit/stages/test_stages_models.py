@@ -222,12 +222,11 @@ def test_a_distilled_parent_has_no_mask_token_in_its_checkpoint(tmp_path: Path) 
     assert torch.equal(student.backbone.mask_token, network(0).backbone.mask_token)
 
 
-def test_highres_trains_the_parents_student_under_its_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_highres_trains_the_parents_student_under_its_average(tmp_path: Path) -> None:
     export(tmp_path / "export", network(0))
     checkpoint(tmp_path, network(1))
     seen: list[Any] = []
-    monkeypatch.setattr(highres, "train", lambda *arguments: seen.extend(arguments))
-    highres.run(attempt(tmp_path), None)  # type: ignore[arg-type]
+    highres.run(attempt(tmp_path), None, lambda *arguments: seen.extend(arguments))  # type: ignore[arg-type]
     learner, size, tensors = seen[3:]
     assert isinstance(learner, Learner)
     assert size == 24
