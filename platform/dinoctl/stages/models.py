@@ -28,7 +28,6 @@ from dinoctl.spec.sources import JobRef, ModelRef, ModelSource
 from dinoctl.training.learner import Network
 from dinoctl.training.ledger import Checkpoint
 
-
 _BATCH = 1 << 26  # elements of a student's checkpoint that are read together
 
 
@@ -123,8 +122,8 @@ class OpenedModel:
 
 
 def _in_batches(checkpoint: Checkpoint | None, names: list[str]) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """What reads a student's tensor, for each that the checkpoint has; tensors that follow each other are read together,
-    up to a quarter of a GB, and are let go when they have been asked for.
+    """What reads a student's tensor, for each that the checkpoint has. Tensors that follow each other are read
+    together, about a quarter of a GB at a time, and are let go when they have been asked for.
     """
     if checkpoint is None:
         return
