@@ -37,7 +37,7 @@ from dinoctl.model import (
 )
 from dinoctl.model.export import BACKBONE_FILE, CONFIG_FILE, HEADS_FILE
 from dinoctl.model.huggingface import INDEX_FILE, huggingface_files, read_huggingface
-from dinoctl.spec.errors import EnvironmentProblem, UserError
+from dinoctl.spec.errors import EnvironmentProblem, UserError, redacted
 
 EXPORT = "export"
 WEIGHTS = (".pth", ".pt", ".safetensors")
@@ -117,7 +117,7 @@ def registered(reference: str, tracking_uri: str | None) -> str:
         raise EnvironmentProblem(f"{reference}: {error.name} is not installed; pip install 'dinoctl[train]'") from None
     except Exception as error:  # MLflow raises what its database or its HTTP client does
         line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise EnvironmentProblem(f"{reference}: MLflow at {uri} failed: {line}") from error
+        raise EnvironmentProblem(f"{reference}: MLflow at {redacted(uri)} failed: {redacted(line)}") from error
 
 
 def _not_a_name(uri: str) -> None:

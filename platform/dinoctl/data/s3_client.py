@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from tenacity import RetryCallState, Retrying, wait_random_exponential
 
 from dinoctl.data.errors import NotFoundError, StorageError
+from dinoctl.spec.errors import redacted
 
 PATIENCE_S = 120.0
 """Seconds over all tries of one request. A store that is away for longer ends the attempt; another one resumes."""
@@ -177,7 +178,7 @@ def translate(code: str, error: Exception, action: str, place: str) -> StorageEr
     """Our error for an answer of the server."""
     if code in _NOT_FOUND:
         return NotFoundError(f"cannot {action} {place}: there is no such object")
-    return StorageError(f"cannot {action} {place}: {_HELP.get(code) or _line(error)}")
+    return StorageError(f"cannot {action} {place}: {_HELP.get(code) or redacted(error)}")
 
 
 def code_of(error: BaseException) -> str:
@@ -189,12 +190,7 @@ def code_of(error: BaseException) -> str:
 def _unreachable(error: Exception, action: str, place: str) -> str:
     name = type(error).__name__
     if re.search("Credential|Token|SSO|Profile", name):
-        return f"cannot {action} {place}: no usable credentials ({_line(error)}); set AWS_PROFILE or the AWS_* keys"
+        return f"cannot {action} {place}: no usable credentials ({redacted(error)}); set AWS_PROFILE or the AWS_* keys"
     if name == "ParamValidationError":
-        return f"cannot {action} {place}: {_line(error)}; correct the URI"
-    return f"cannot {action} {place}: {_line(error)}; check the network and AWS_ENDPOINT_URL"
-
-
-def _line(error: Exception) -> str:
-    """In one line, and without a password that an endpoint's URL may hold."""
-    return re.sub(r"//[^/@\s]*@", "//", " ".join(str(error).split()))
+        return f"cannot {action} {place}: {redacted(error)}; correct the URI"
+    return f"cannot {action} {place}: {redacted(error)}; check the network and AWS_ENDPOINT_URL"

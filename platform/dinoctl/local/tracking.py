@@ -12,7 +12,7 @@ from dinoctl.handover.output import read_evidence, read_output
 from dinoctl.lifecycle import Status
 from dinoctl.local.observe import Champions, judge, judge_one, students
 from dinoctl.local.state import JobState, StateDir, write_atomic
-from dinoctl.spec.errors import EnvironmentProblem
+from dinoctl.spec.errors import EnvironmentProblem, redacted
 from dinoctl.spec.policy import Promote
 from dinoctl.spec.resolve import ResolvedJob, decisive
 from dinoctl.tracking.gate import Champion, Evidence
@@ -35,7 +35,8 @@ def _store(uri: str) -> Iterator[None]:
         if not type(error).__module__.startswith(("mlflow", "sqlalchemy", "sqlite3")):
             raise
         line = str(error).strip().splitlines()[0]
-        raise EnvironmentProblem(f"MLflow at {uri} failed: {line}; mend it, then run the same command again") from None
+        what = redacted(f"MLflow at {uri} failed: {line}")
+        raise EnvironmentProblem(f"{what}; mend it, then run the same command again") from None
 
 
 def _guarded(method: Method[P, R]) -> Method[P, R]:

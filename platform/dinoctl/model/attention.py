@@ -37,9 +37,9 @@ def join_heads(pieces: list[Tensor]) -> Tensor:
 
 
 def cut_for(x: Tensor, layout: Layout, num_heads: int) -> Layout:
-    """The layout in which `attend` wants queries, keys and values of `x` (T, D): the crops', or one of all rows."""
+    """The layout in which `attend` wants queries, keys and values like `x` (T, D): the crops', or one of all rows."""
     if len(layout) > 1 and uses_varlen(x, x.shape[-1] // num_heads):
-        return (Group(1, x.shape[0] if x.dim() == 2 else x.shape[1]),)
+        return (Group(1, sum(group.crops * group.tokens for group in layout)),)
     return layout
 
 

@@ -29,6 +29,9 @@ from dinoctl.model.packing import Kept, Layout
 _CHUNK = 768
 """Rows of a chunk on the CPU; on other devices a chunk is everything."""
 
+Spans = list[tuple[slice, float]]
+"""Ranges of kept rows, each with the scale of its rows."""
+
 Heads = tuple[Tensor, ...]
 """Of one group: queries, keys and values (or a part of these), each (crops, heads, tokens, width of a head)."""
 
@@ -54,8 +57,8 @@ def add_projected(
     x: Tensor, pieces: list[Tensor], kept: Kept | None, linear: nn.Linear, gamma: Tensor | None
 ) -> Tensor:
     """`x` (T, D) plus `gamma * linear(pieces)`; `pieces` are the groups of `project_heads` after attention."""
-    rows, scales = (None, (1.0,) * len(pieces)) if kept is None else (kept.rows, kept.scales)
-    total: Tensor = _AddProjected.apply(x, rows, scales, linear.weight, linear.bias, gamma, *pieces)
+    rows, spans = _spans(kept, len(x))
+    total: Tensor = _AddProjected.apply(x, rows, spans, linear.weight, linear.bias, gamma, *pieces)
     return total
 
 
@@ -74,23 +77,33 @@ def add_feed_forward(
     The activation is the exact GELU, or with `gated` silu of the first half times the second. With `recompute` the
     inner layer's output is not kept either, at the price of its product in the backward pass.
     """
-    spans = [(slice(0, len(x)), 1.0)] if kept is None else _spans(kept)
-    rows = None if kept is None else kept.rows
+    rows, spans = _spans(kept, len(x))
     inner, outer = linears
     weights = (norm.weight, norm.bias, inner.weight, inner.bias, outer.weight, outer.bias, gamma)
     total: Tensor = _AddFeedForward.apply(x, rows, spans, norm.eps, gated, recompute, *weights)
     return total
 
 
-def _spans(kept: Kept) -> list[tuple[slice, float]]:
-    """Where rows of one scale lie among the kept rows."""
+def _spans(kept: Kept | None, count: int) -> tuple[Tensor | None, Spans]:
+    """The kept rows (None: all `count`), and where rows of one scale lie among them."""
+    if kept is None:
+        return None, [(slice(0, count), 1.0)]
     if len(set(kept.scales)) == 1:
-        return [(slice(0, len(kept.rows)), kept.scales[0])]
+        return kept.rows, [(slice(0, len(kept.rows)), kept.scales[0])]
     spans, start = [], 0
     for group, scale in zip(kept.layout, kept.scales, strict=True):
         spans.append((slice(start, start + group.crops * group.tokens), scale))
         start += group.crops * group.tokens
-    return spans
+    return kept.rows, spans
+
+
+def _chunks_within(spans: Spans, start: int, flat: Tensor) -> Iterator[tuple[slice, float]]:
+    """Chunks of `flat`, which begins at row `start` of all kept rows, each of one scale: pieces may hold several groups
+    (attention of varying length), and groups of one scale may lie in several pieces.
+    """
+    for span, scale in spans:
+        inside = slice(max(span.start - start, 0), min(span.stop - start, len(flat)))
+        yield from ((chunk, scale) for chunk in _chunks(inside, flat))
 
 
 def _chunks(span: slice, like: Tensor) -> Iterator[slice]:
@@ -225,7 +238,7 @@ class _AddProjected(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         rows: Tensor | None,
-        scales: tuple[float, ...],
+        spans: Spans,
         weight: Tensor,
         bias: Tensor,
         gamma: Tensor | None,
@@ -233,9 +246,9 @@ class _AddProjected(torch.autograd.Function):
     ) -> Tensor:
         output = _Output(weight, bias, gamma)
         total, start = (torch.empty_like(x) if rows is None else x.clone()), 0
-        for piece, scale in zip(pieces, scales, strict=True):
+        for piece in pieces:
             flat = piece.transpose(1, 2).flatten(2).flatten(0, 1)
-            for chunk in _chunks(slice(0, len(flat)), x):
+            for chunk, scale in _chunks_within(spans, start, flat):
                 place = slice(start + chunk.start, start + chunk.stop)
                 if rows is None:
                     output.add_(total[place], x[place], flat[chunk])
@@ -243,7 +256,7 @@ class _AddProjected(torch.autograd.Function):
                     output.scatter_(total, rows[place], flat[chunk], scale)
             start += len(flat)
         ctx.save_for_backward(rows, weight, bias, gamma, *pieces)
-        ctx.scales = scales
+        ctx.spans = spans
         return total
 
     @staticmethod
@@ -252,11 +265,11 @@ class _AddProjected(torch.autograd.Function):
         rows, weight, bias, gamma, *pieces = ctx.saved_tensors
         output, start, to_pieces = _Output(weight, bias, gamma), 0, []
         to_folded, to_sum = torch.zeros_like(weight), torch.zeros_like(bias)
-        for piece, scale in zip(pieces, ctx.scales, strict=True):
+        for piece in pieces:
             crops, heads, tokens, _ = piece.shape
             flat = piece.transpose(1, 2).flatten(2).flatten(0, 1)
             to_flat = torch.empty_like(flat)
-            for chunk in _chunks(slice(0, len(flat)), flat):
+            for chunk, scale in _chunks_within(ctx.spans, start, flat):
                 part = _gathered(gradient, rows, slice(start + chunk.start, start + chunk.stop), scale)
                 to_folded.addmm_(part.t(), flat[chunk])
                 to_sum += part.sum(0)

@@ -49,7 +49,7 @@ def rotation(
     make = _kept if scale is None else _made
     # A tensor that inference mode made could not be used in training afterwards.
     with torch.inference_mode(False), torch.no_grad():
-        return make(grid, head_dim, base, prefix, like.device, like.dtype, scale)
+        return make(grid, head_dim, base, prefix, like.device, torch.promote_types(like.dtype, torch.float32), scale)
 
 
 def turns_of(config: ViTConfig, grids: list[tuple[int, int]], like: Tensor, scale: float | None) -> Turns | None:

@@ -221,7 +221,7 @@ class VisionTransformer(nn.Module):
         rate = self.config.drop_path
         if not (self.training and rate > 0):
             return []
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        generator = None if seed is None else torch.Generator().manual_seed(seed % 2**64)
         return draw_kept(layout, 2 * self.config.depth, rate, generator, device)
 
     def _tokens(self, images: Tensor, mask: Tensor | None) -> Tensor:

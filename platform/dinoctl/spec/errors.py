@@ -1,6 +1,12 @@
 """Two kinds of trouble that are not bugs, and how they are told: one clear line each, no traceback (design §9)."""
 
+import re
 from dataclasses import dataclass
+
+
+def redacted(text: object) -> str:
+    """In one line, and without the user and password that a URL in it may hold."""
+    return re.sub(r"//[^/@\s]*@", "//", " ".join(str(text).split()))
 
 
 class UserError(ValueError):

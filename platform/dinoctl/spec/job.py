@@ -45,7 +45,7 @@ class JobSpec(Section):
 
     profile: str | None = choice(None, "Profile of the administrator: image, queue, node pool, storage. Cluster only.")
     storage: Uri | None = choice(None, "Where the job's outputs go; default: the profile's or the state directory.")
-    seed: int = paper(0, "Seed of everything random.", "code config", ge=0)
+    seed: int = paper(0, "Seed of everything random.", "code config", ge=0, lt=2**63)
     compute: Compute = choice(Compute(), "Workers, their size, engine and precision.")
     pack: Pack | None = choice(None, "Stage: pack images into a dataset.")
     pretrain: Pretrain | None = choice(None, "Stage: pretrain a backbone.")

@@ -100,21 +100,25 @@ def spec_hash(spec: JobSpec, parent_hashes: Mapping[str, str]) -> str:
 def decisive(spec: JobSpec) -> dict[str, Any]:
     """What decides the result of a job, as plain data."""
     return {
-        "stage": {spec.kind: _decisive(_plain(spec.stage))},
+        "stage": {spec.kind: _decisive(spec.stage, _plain(spec.stage))},
         "seed": spec.seed,
-        "gate": _decisive(_plain(spec.gate)) if spec.gate else None,
+        "gate": _decisive(spec.gate, _plain(spec.gate)) if spec.gate else None,
         "precision": spec.compute.precision,
     }
 
 
-def _decisive(content: Any) -> Any:
-    if isinstance(content, dict):
+def _decisive(value: Any, plain: Any) -> Any:
+    """``plain`` data of ``value`` without fields that decide nothing; keys that users choose are no fields."""
+    if isinstance(value, Section):
+        names = {yaml_name(value, name): name for name in type(value).model_fields}
         return {
-            key: _decisive(value)
-            for key, value in content.items()
-            if key not in _HOW_NOT_WHAT and value != _ADDED_LATER.get(key, _NOTHING)
+            key: _decisive(getattr(value, names[key]), content)
+            for key, content in plain.items()
+            if key not in _HOW_NOT_WHAT and content != _ADDED_LATER.get(key, _NOTHING)
         }
-    return content
+    if isinstance(value, dict):
+        return {key: _decisive(one, plain[key]) for key, one in value.items()}
+    return plain
 
 
 def _plain(section: Section) -> dict[str, Any]:

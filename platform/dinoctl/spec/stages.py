@@ -30,7 +30,7 @@ class Pack(Section):
 
     @model_validator(mode="after")
     def _splits(self) -> "Pack":
-        odd = [name for name in self.splits if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) or name == "workers"]
+        odd = [name for name in self.splits if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name)]
         if odd:
             raise ValueError(f"split {odd[0]!r}: use lower-case letters, digits, '-' and '_'")
         bad = [name for name, count in self.splits.items() if count < 1 or name == "train"]
@@ -168,9 +168,9 @@ class Distill(Section):
     def _one_of(self) -> "Distill":
         if (self.model is None) == (not self.students):
             raise ValueError("give exactly one of model and students")
-        odd = [name for name in self.students or {} if not re.fullmatch(_STUDENT, name) or name in ("ranks", "workers")]
+        odd = [name for name in self.students or {} if not re.fullmatch(_STUDENT, name)]
         if odd:
-            raise ValueError(f"student {odd[0]!r}: use lower-case letters, digits and '-', and another name than ranks")
+            raise ValueError(f"student {odd[0]!r}: use lower-case letters, digits and '-'")
         return self
 
     def of(self, student: str) -> "Distill":

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dinoctl.spec.errors import redacted
 from dinoctl.tracking import tags as names
 from dinoctl.tracking.client import connect, error_code
 from dinoctl.tracking.gate import (
@@ -106,7 +107,7 @@ def resolve_model(uri: str, reference: str) -> ModelRef:
     client = connect(uri)
     version = by_alias(client, name, which) if separator == "@" else by_number(client, name, which)
     if version is None:
-        raise ValueError(f"{reference} is not in the registry {uri}: {inventory(client, name)}")
+        raise ValueError(f"{reference} is not in the registry {redacted(uri)}: {inventory(client, name)}")
     return ModelRef(name, str(version.version), str(version.source), dict(version.tags))
 
 

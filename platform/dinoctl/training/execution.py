@@ -18,7 +18,7 @@ from dinoctl.model import VisionTransformer
 from dinoctl.spec.compute import Compute
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
-_LARGE = 2**31 - 1
+_LARGE, _OLD_LARGE = 2**31 - 1, 32 * 2**20
 
 
 def set_execution(learner: nn.Module, compute: Compute, device: torch.device) -> None:
@@ -40,8 +40,11 @@ def _set_blocks(backbone: VisionTransformer, compute: Compute) -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Has this process keep what it frees; False where the C library is not glibc, and nothing changes."""
+    """Has this process keep what it frees; False where the C library is not glibc or refuses, and nothing changes."""
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all(mallopt(option, _LARGE) == 1 for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD))
+    # Before 2.35 the mmap threshold ends at 32 MiB; setting only the other one would make things worse.
+    if not any(mallopt(_MMAP_THRESHOLD, size) == 1 for size in (_LARGE, _OLD_LARGE)):
+        return False
+    return bool(mallopt(_TRIM_THRESHOLD, _LARGE) == 1)

@@ -314,9 +314,7 @@ def make_head(in_dim: int, head: Head, generator: torch.Generator | None) -> Pro
 
 
 def _prototypes(head: ProjectionHead) -> int:
-    weight = head.last_layer.weight_v
-    # DeepSpeed leaves an empty placeholder with the true shape beside it.
-    return int(getattr(weight, "ds_shape", weight.shape)[0])
+    return int(head.last_layer.weight_v.shape[0])
 
 
 def select(patches: Tensor, indices: Tensor) -> Tensor:

@@ -142,8 +142,8 @@ def _by_image(study: Study, batch: Batch, losses: Losses, rank: int) -> list[dic
 
 
 class SharedTargets(nn.Module):
-    """Stands in for a targets module: notes the logits of one rank after the other, balances them together, and then
-    deals each rank its rows.
+    """Stands in for a targets module, and is called like one: notes the logits of one rank after the other, balances
+    them together, and then deals each rank its rows.
     """
 
     def __init__(self, rule: nn.Module) -> None:
@@ -152,7 +152,7 @@ class SharedTargets(nn.Module):
         self._noted: list[Tensor] = []
         self._dealt: Iterator[Tensor] | None = None
 
-    def forward(self, logits: Tensor, temperature: float) -> Tensor:  # noqa: ARG002 - called like what it stands for
+    def forward(self, logits: Tensor, temperature: float, group: object = None) -> Tensor:  # noqa: ARG002 - see above
         """Targets (n, K) fp32; before `balance`, anything of that shape."""
         if self._dealt is not None:
             return next(self._dealt)

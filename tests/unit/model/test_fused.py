@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from dinoctl.model import VisionTransformer, ViTConfig
+from dinoctl.model import VisionTransformer, ViTConfig, attention
 from dinoctl.model import fused as functions
 from dinoctl.model.features import Read
+from dinoctl.model.packing import Layout
 
 VARIANTS = list(itertools.product(["mlp", "swiglu"], [None, 0.5], [0.0, 0.4]))
 
@@ -91,6 +93,27 @@ def test_fused_equals_plain(ffn: str, layerscale: float | None, drop_path: float
     fused = whole(network)
     assert len(fused[1]) == len(list(network.parameters()))
     assert_equal(fused, plain)
+
+
+@pytest.mark.parametrize("rope_base", [None, 100.0])
+@pytest.mark.parametrize("drop_path", [0.0, 0.4])
+def test_attention_of_varying_length(
+    monkeypatch: pytest.MonkeyPatch, drop_path: float, rope_base: float | None
+) -> None:
+    """All groups in one piece, as the kernel for sequences of varying length takes them; groups of several scales."""
+    network = model(drop_path=drop_path, rope_base=rope_base)
+    network.fuse()
+    grouped = whole(network)
+    monkeypatch.setattr(attention, "uses_varlen", lambda *_: True)
+    monkeypatch.setattr(attention, "_varlen", one_after_the_other)
+    assert_equal(whole(network), grouped)
+
+
+def one_after_the_other(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+    """Attention of each crop by itself; (1, heads, T, width)."""
+    sizes = [group.tokens for group in layout for _ in range(group.crops)]
+    crops_of = zip(*(torch.split(part, sizes, dim=2) for part in (q, k, v)), strict=True)
+    return torch.cat([scaled_dot_product_attention(*one) for one in crops_of], dim=2)
 
 
 def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from spec_documents import HEADER, PRETRAIN, Workshop, document
 
+from dinoctl.spec.errors import redacted
 from dinoctl.spec.load import load
 
 PLAIN = document("a", PRETRAIN)
@@ -208,3 +209,9 @@ def test_references_are_not_judged_while_a_document_is_broken(workshop: Workshop
 
 def test_no_arguments(tmp_path: Path, workshop: Workshop) -> None:
     assert "no DinoJob documents found" in workshop.told_of([])[0]
+
+
+def test_no_password_of_a_url_is_told() -> None:
+    assert redacted("MLflow at http://user:hunter2@host:9/x failed:\n http://user:hunter2@host") == (
+        "MLflow at http://host:9/x failed: http://host"
+    )

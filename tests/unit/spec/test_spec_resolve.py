@@ -243,3 +243,13 @@ def test_what_is_no_duration(text: str) -> None:
 )
 def test_sizes(text: str, size: int) -> None:
     assert parse_bytes(text) == size
+
+
+def test_names_that_users_choose_are_no_fields(workshop: Workshop) -> None:
+    """A split or a student may be called like a field that decides nothing."""
+
+    def hash_of(count: int) -> str:
+        text = f"pack: {{source: /images, splits: {{workers: {count}, behaviour: 3}}}}"
+        return workshop.resolve(document("a", text))["a"].spec_hash
+
+    assert hash_of(5) != hash_of(7)

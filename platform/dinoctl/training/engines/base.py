@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 Kind = Literal["param", "adam_m", "adam_v", "teacher", "frozen", "buffer"]
 ReadSlice = Callable[["Slice"], Tensor]
@@ -85,11 +85,6 @@ class Engine(Protocol):
         """Every averaged tensor whole, on the host, in fp32: collective; yields on rank 0 only."""
 
 
-def gram_parameters(learner: nn.Module) -> dict[str, Any]:
-    """The parameters of the Gram teacher by name; none where the learner has no such teacher."""
-    return {name: p for name, p in learner.named_parameters() if name.startswith("gram.")}
-
-
 def follow_(averaged: list[Tensor], followed: list[Tensor], momentum: float, skip: Tensor | None) -> None:
     """Moves ``averaged`` by 1 - momentum towards ``followed``, in place; by nothing where ``skip`` is 1."""
     if skip is None:
@@ -105,15 +100,3 @@ def skip_next(optimizer: torch.optim.Optimizer, skip: Tensor | None) -> None:
     ``found_inf`` is how torch's gradient scaler tells an optimizer; without it the step is an ordinary one.
     """
     optimizer.found_inf = skip  # type: ignore[attr-defined]
-
-
-def averaged_pairs(learner: nn.Module) -> list[tuple[str, Any, Any]]:
-    """(name of the averaged parameter, averaged, student) for every parameter of the student.
-
-    ``Any``, because sharding engines hang what they need on the parameters.
-    """
-    prefix = "teacher." if getattr(learner, "ema", None) is None else "ema."
-    parameters = dict(learner.named_parameters())
-    names = [name for name in parameters if name.startswith("student.")]
-    twins = [prefix + name.removeprefix("student.") for name in names]
-    return [(twin, parameters[twin], parameters[name]) for name, twin in zip(names, twins, strict=True)]

@@ -3,6 +3,7 @@
 The shards are fp32: masters, moments and averages need no second copy. With bf16 a unit is cast when it is gathered.
 """
 
+import math
 from typing import Any, cast
 
 import torch
@@ -71,7 +72,7 @@ class FsdpEngine(ShardEngine):
 
     def _flat(self, parameter: nn.Parameter) -> Shard:
         start, _ = self._rows(parameter.shape[0])
-        return Shard(start * parameter[0].numel() if parameter.dim() > 1 else start, _local(parameter).view(-1))
+        return Shard(start * math.prod(parameter.shape[1:]), _local(parameter).view(-1))
 
     def forward(self, *inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """See Engine."""
