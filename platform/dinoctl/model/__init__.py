@@ -7,7 +7,7 @@ from dinoctl.model.heads import HeadArguments, ProjectionHead, WeightNormLinear,
 from dinoctl.model.names import from_huggingface, to_huggingface, to_timm
 from dinoctl.model.positions import interpolate_pos_embed, resize_pos_embed
 from dinoctl.model.vit import VisionTransformer
-from dinoctl.model.weights import OfficialState, infer_config, load_strict, read_state_dict, to_official
+from dinoctl.model.weights import OfficialState, check_fits, infer_config, load_strict, read_state_dict, to_official
 
 __all__ = [
     "RELEASED",
@@ -20,6 +20,7 @@ __all__ = [
     "ViTConfig",
     "VisionTransformer",
     "WeightNormLinear",
+    "check_fits",
     "from_huggingface",
     "head_arguments",
     "infer_config",

@@ -98,9 +98,15 @@ def _strip(key: str, prefix: str) -> str:
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Loads `state` into `module`, all of it or nothing.
 
-    A module on the meta device takes the given tensors themselves; any other one copies them. Raises ValueError that
-    names `source`, the missing and unexpected keys and the shapes that differ.
+    A module on the meta device takes the given tensors themselves; any other one copies them. Raises as `check_fits`.
     """
+    check_fits(module, state, source)
+    on_meta = any(value.is_meta for value in module.state_dict().values())
+    module.load_state_dict(state, strict=True, assign=on_meta)
+
+
+def check_fits(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Raises ValueError that names `source`, the missing and unexpected keys and the shapes that differ, if any."""
     own = module.state_dict()
     differing = [
         f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
@@ -118,7 +124,6 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> 
     ]
     if problems:
         raise ValueError(f"{source} does not fit the {type(module).__name__}: " + "; ".join(problems))
-    module.load_state_dict(state, strict=True, assign=any(value.is_meta for value in own.values()))
 
 
 def infer_config(state: Mapping[str, Tensor], *, num_heads: int | None = None) -> ViTConfig:

@@ -18,6 +18,7 @@ from dinoctl.model import (
     ProjectionHead,
     VisionTransformer,
     ViTConfig,
+    check_fits,
     head_arguments,
     resize_pos_embed,
     save_export,
@@ -83,7 +84,7 @@ class OpenedModel:
         positions are those of its grid.
 
         Raises:
-            UserError: when the model has no heads.
+            UserError: when the model has no heads, or some whose tensors do not fit together (they are listed).
         """
         if not self.has_heads:
             raise UserError(f"{self.origin} has no heads; name a model that dinoctl trained, its export keeps them")
@@ -91,8 +92,16 @@ class OpenedModel:
         if image_size is not None:
             config = replace(config, img_size=image_size)
         with torch.device("meta"):
-            heads = {name: ProjectionHead(**head_arguments(state)) for name, state in self.exported.heads.items()}
+            heads = {name: self._head(name, state) for name, state in self.exported.heads.items()}
             return Network(VisionTransformer(config), heads["dino_head"], heads.get("ibot_head"))
+
+    def _head(self, name: str, state: dict[str, Tensor]) -> ProjectionHead:
+        try:
+            head = ProjectionHead(**head_arguments(state))
+            check_fits(head, state, f"{self.origin}: {name}")
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        return head
 
     def tensors(self, network: Network, *, student: bool = False) -> Iterator[tuple[str, Tensor]]:
         """Name and value of every parameter of a `blank` network, read when it is asked for; positions enlarged

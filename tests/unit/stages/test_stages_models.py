@@ -167,6 +167,14 @@ def test_a_model_without_heads_can_not_go_on(tmp_path: Path) -> None:
             use()
 
 
+def test_heads_that_do_not_fit_together_are_refused_with_their_keys(tmp_path: Path) -> None:
+    found = opened(export(tmp_path / "parent", network()))
+    bias = found.exported.heads["dino_head"].pop("mlp.2.bias")
+    found.exported.heads["dino_head"]["odd"] = bias
+    with pytest.raises(UserError, match=r"parent: dino_head .*1 missing: mlp.2.bias; 1 unexpected: odd"):
+        found.blank()
+
+
 def test_heads_like_the_teachers(tmp_path: Path) -> None:
     assert heads_like(opened(export(tmp_path / "teacher", network()))) == HEADS
 
