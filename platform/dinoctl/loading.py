@@ -114,7 +114,8 @@ def registered(reference: str, tracking_uri: str | None) -> str:
     except ValueError as error:
         raise UserError(str(error)) from None
     except ModuleNotFoundError as error:
-        raise EnvironmentProblem(f"{reference}: {error.name} is not installed; pip install 'dinoctl[train]'") from None
+        wanted = "'dinoctl[train]'" if error.name == "mlflow" else error.name  # else the driver of its database
+        raise EnvironmentProblem(f"{reference}: {error.name} is not installed; pip install {wanted}") from None
     except Exception as error:  # MLflow raises what its database or its HTTP client does
         line = next(iter(str(error).splitlines()), type(error).__name__)
         raise EnvironmentProblem(f"{reference}: MLflow at {redacted(uri)} failed: {redacted(line)}") from error
@@ -152,11 +153,20 @@ def _read_file(uri: str, config: ViTConfig | None) -> Exported:
 def _read_directory(storage: Storage, config: ViTConfig | None) -> Source:
     if storage.exists(f"{EXPORT}/{CONFIG_FILE}"):
         return Source(_read_directory(storage.child(EXPORT), config).exported, storage)
+    if not storage.exists(CONFIG_FILE):
+        _refuse_several(storage)
     document = _json(storage, CONFIG_FILE)
     if "model_type" in document:
         return Source(_read_huggingface(storage, config), None)
     with _local(storage, [CONFIG_FILE, BACKBONE_FILE, HEADS_FILE]) as directory:
         return Source(load_export(directory), None)
+
+
+def _refuse_several(storage: Storage) -> None:
+    """The output of a job that distilled several students, each of them in a directory of its own."""
+    found = [re.fullmatch(rf"{EXPORT}/([^/]+)/{re.escape(CONFIG_FILE)}", key) for key in storage.list(f"{EXPORT}/")]
+    if students := [match[1] for match in found if match]:
+        raise ValueError(f"several students ({', '.join(students)}): name one, .../{EXPORT}/{students[0]}")
 
 
 def _read_huggingface(storage: Storage, config: ViTConfig | None) -> Exported:

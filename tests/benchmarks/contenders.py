@@ -75,7 +75,7 @@ def dinoctl(settings: Settings, drop_path: float, options: dict[str, Any]) -> St
         engine.clip(optimizer.clip_norm)
         engine.step()
         engine.average(0.992)
-        return float(loss)
+        return float(loss.detach())
 
     return step
 
@@ -136,6 +136,6 @@ def lightly_train(settings: Settings, drop_path: float) -> Step:
         optimizer.zero_grad()
         scheduler["scheduler"].step()
         method.on_train_batch_end(None, batch, number)
-        return float(loss)
+        return float(loss.detach())
 
     return step

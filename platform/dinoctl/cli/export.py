@@ -27,7 +27,11 @@ def export(
     model: Annotated[str, typer.Argument(help="A job, a path or s3:// URI, or models:/NAME@ALIAS.", metavar="MODEL")],
     to: Annotated[To, typer.Option("--to", help="The format.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Directory; default: exports/NAME-FORMAT.")
+        str | None,
+        typer.Option("--output", "-o", help="Directory; default: exports/NAME-FORMAT.", metavar="DIRECTORY"),
+    ] = None,
+    student: Annotated[
+        str | None, typer.Option("--student", help="Of a job that distils several.", metavar="NAME")
     ] = None,
     image_size: Annotated[
         int | None, typer.Option("--image-size", help="Side in pixels that positions are for; default: the model's.")
@@ -54,7 +58,7 @@ def export(
     from dinoctl.export.run import Request, export
     from dinoctl.export.verify import DifferentFeaturesError
 
-    source, name, tracking_uri = _locate(model, state_dir)
+    source, name, tracking_uri = _locate(model, student, state_dir)
     request = Request(source, str(to), name, output, image_size, opset, verify, force, tracking_uri)
     try:
         result = export(request, say)
@@ -64,7 +68,7 @@ def export(
     _print(result)
 
 
-def _locate(model: str, state_dir: Path) -> tuple[str, str | None, str | None]:
+def _locate(model: str, student: str | None, state_dir: Path) -> tuple[str, str | None, str | None]:
     """Where the model lies, its name if it is a job's, and the registry to look in."""
     from dinoctl.local.state import JobState, StateDir
     from dinoctl.spec.errors import UserError
@@ -77,11 +81,28 @@ def _locate(model: str, state_dir: Path) -> tuple[str, str | None, str | None]:
     document = job.document if job else None
     if job is None or document is None:
         _refuse_unknown(model, state)
+        if student is not None:
+            raise UserError(
+                f"--student is for a job of {state.root}; of a path name the student's own, .../export/{student}"
+            )
         return model, None, uri
     status = job.status
     if status is None or not status.output:
         raise UserError(f"job {model} has no model yet; see dinoctl status {model}")
-    return JobState(job.directory, document["spec"].get("storage")).storage_uri(status), model, uri
+    output = JobState(job.directory, document["spec"].get("storage")).storage_uri(status)
+    _check_student(model, student, list((document["spec"].get("distill") or {}).get("students") or {}))
+    return (output, model, uri) if student is None else (f"{output}/export/{student}", f"{model}-{student}", uri)
+
+
+def _check_student(job: str, student: str | None, students: list[str]) -> None:
+    """Of several students one has to be named, and there has to be one of that name."""
+    from dinoctl.spec.errors import UserError
+
+    if student is not None and not students:
+        raise UserError(f"job {job} has one model; leave --student out")
+    if students and student not in students:
+        said = "distils several students" if student is None else f"has no student {student!r}"
+        raise UserError(f"job {job} {said}; give --student {students[0]} (there are {', '.join(students)})")
 
 
 def _refuse_unknown(model: str, state: "StateDir") -> None:

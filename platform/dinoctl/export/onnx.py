@@ -17,6 +17,8 @@ from torch import Tensor
 
 from dinoctl.export.base import Extract, Features, Format, Model, check_classic
 from dinoctl.export.fixed import FixedSize
+from dinoctl.export.verify import DifferentFeaturesError
+from dinoctl.spec.errors import UserError
 
 OPSET = 18
 _FILE = "model.onnx"
@@ -24,9 +26,18 @@ _ONE_FILE = 1_900_000_000
 """Bytes of weights up to which they fit in the file itself: protobuf ends at 2 GiB."""
 
 
+def check_opset(opset: int) -> None:
+    """Raises UserError for an opset below the one that the exporter writes, or above those that onnx knows."""
+    import onnx
+
+    newest = onnx.defs.onnx_opset_version()
+    if not OPSET <= opset <= newest:
+        raise UserError(f"--opset {opset}: the ONNX export writes opsets {OPSET} to {newest}")
+
+
 def _write(model: Model, directory: Path, opset: int | None) -> list[str]:
     check_classic(model.config, "the ONNX export", "cls_norm")
-    module, size = FixedSize(model).eval(), model.config.img_size
+    module, size, opset = FixedSize(model).eval(), model.config.img_size, OPSET if opset is None else opset
     apart = sum(value.nbytes for value in module.state_dict().values()) > _ONE_FILE
     with _quiet():
         torch.onnx.export(
@@ -36,27 +47,32 @@ def _write(model: Model, directory: Path, opset: int | None) -> list[str]:
             input_names=["images"],
             output_names=["cls", "patches"],
             dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
-            opset_version=opset or OPSET,
+            opset_version=opset,
             external_data=apart,
             dynamo=True,
             verbose=False,
         )
-    remark = f"opset {written_opset(directory)}, images of {size} x {size} px, any batch"
+    written = written_opset(directory)
+    if written != opset:  # the exporter keeps what it has where it can't convert
+        raise ValueError(f"torch {torch.__version__} writes ONNX opset {written}, not {opset}; leave --opset out")
+    remark = f"opset {written}, images of {size} x {size} px, any batch"
     return [remark, f"weights are in {_FILE}.data beside it: ONNX files end at 2 GiB"] if apart else [remark]
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter tells its progress, and warns of its own insides."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    limits = {"torch.onnx": logging.ERROR, "onnxscript": logging.CRITICAL}  # the latter logs what it can't convert
+    before = {name: logging.getLogger(name).level for name in limits}
+    for name, level in limits.items():
+        logging.getLogger(name).setLevel(level)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def written_opset(directory: Path) -> int:
@@ -70,7 +86,14 @@ def written_opset(directory: Path) -> int:
 def _read(directory: Path) -> Extract:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(directory / _FILE, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(directory / _FILE, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its classes have no common parent
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DifferentFeaturesError(
+            f"onnxruntime {onnxruntime.__version__} can't load opset {written_opset(directory)}, nothing was exported; "
+            f"another --opset may do: {line}"
+        ) from error
 
     def extract(images: Tensor) -> Features:
         cls, patches = session.run(["cls", "patches"], {"images": images.numpy()})

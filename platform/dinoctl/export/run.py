@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import torch
 
@@ -36,12 +37,15 @@ _FORMATS: dict[str, Format] = {
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for. `name` is the model's in the default directory; `opset` concerns ONNX alone."""
+    """What is asked for. `name` is the model's in the default directory; `opset` concerns ONNX alone.
+
+    `output` is a directory, or `file://` of one.
+    """
 
     source: str
     to: str
     name: str | None = None
-    output: Path | None = None
+    output: str | Path | None = None
     image_size: int | None = None
     opset: int | None = None
     verify: bool = True
@@ -65,11 +69,14 @@ def export(request: Request, say: Callable[[str], None]) -> Result:
     """Writes one format of a model.
 
     Raises:
-        UserError: the model can't be read, the format can't hold it, or the directory is taken.
+        UserError: the model can't be read, the format can't hold it, the opset is none that can be written, the output
+            is no directory here or is taken, or the model's own features are not finite.
         DifferentFeaturesError: what the library computes is not what the model does; nothing is kept then.
     """
     form = _FORMATS[request.to]
     _check_place(_place(request), request)  # before minutes of reading
+    if request.opset is not None:
+        onnx.check_opset(request.opset)
     say(f"reading {request.source}")
     model = _open(request)
     directory = _place(request)
@@ -101,7 +108,19 @@ def describe(config: ViTConfig) -> str:
 
 
 def _place(request: Request) -> Path:
-    return request.output or Path("exports") / f"{request.name or default_name(request.source)}-{request.to}"
+    if request.output:
+        return _local(str(request.output))
+    return Path("exports") / f"{request.name or default_name(request.source)}-{request.to}"
+
+
+def _local(output: str) -> Path:
+    # A Path has made s3:/ of s3:// already.
+    if "://" not in output and not re.match(r"[A-Za-z][\w+.-]*:/", output):
+        return Path(output)
+    parts = urlsplit(output)
+    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
+        return Path(unquote(parts.path))
+    raise UserError(f"--output {output}: exports are written to a directory; copy it afterwards")
 
 
 def default_name(source: str) -> str:

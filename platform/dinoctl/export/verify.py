@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dinoctl.export.base import Extract
 from dinoctl.model import VisionTransformer, ViTConfig
+from dinoctl.spec.errors import UserError
 
 TOLERANCE = 1e-4
 """Of the largest absolute value of the features compared, in fp32."""
@@ -60,16 +61,20 @@ def images(batch: int, height: int, width: int) -> Tensor:
 
 @torch.no_grad()
 def difference(reference: VisionTransformer, extract: Extract, batch: Tensor) -> Difference:
-    """Of one batch (B, 3, H, W)."""
+    """Of one batch (B, 3, H, W); NaN if there is any. Raises UserError if the reference's own features have some."""
     features = reference.forward_features(batch)
     wanted = (features["x_norm_clstoken"], features["x_norm_patchtokens"])
+    if not all(value.isfinite().all() for value in wanted):
+        raise UserError("the model's own features are not finite")
     pairs = list(zip(extract(batch), wanted, strict=True))
     for ours, theirs in pairs:
         if ours.shape != theirs.shape:
             raise DifferentFeaturesError(f"features are {tuple(ours.shape)} instead of {tuple(theirs.shape)}")
-    absolute = [float((a - b).abs().max()) for a, b in pairs]
-    relative = [value / float(b.abs().max()) for value, (_, b) in zip(absolute, pairs, strict=True)]
-    return Difference(batch.shape[2], batch.shape[3], len(batch), max(absolute), max(relative))
+    absolute = torch.stack([(a - b).abs().max() for a, b in pairs])
+    peaks = torch.stack([b.abs().max() for b in wanted]).clamp_min(torch.finfo(torch.float32).tiny)
+    # Torch's maximum keeps NaN, Python's may lose it.
+    largest, relative = float(absolute.max()), float((absolute / peaks).max())
+    return Difference(batch.shape[2], batch.shape[3], len(batch), largest, relative)
 
 
 def resizing(backbone: VisionTransformer, antialias: bool, offset: float) -> VisionTransformer:

@@ -24,8 +24,9 @@ def split_heads(qkv: Tensor, layout: Layout, num_heads: int, parts: int = 3) -> 
     Of fewer `parts` accordingly less.
     """
     rows = torch.split(qkv, [group.crops * group.tokens for group in layout])
+    width = qkv.shape[-1] // (parts * num_heads)  # said, since nothing tells it where there are no crops
     return [
-        part.view(*group, parts, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        part.view(*group, parts, num_heads, width).permute(2, 0, 3, 1, 4).unbind(0)
         for part, group in zip(rows, layout, strict=True)
     ]
 
@@ -83,7 +84,9 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
 def _borders(layout: Layout, device: torch.device) -> Tensor:
     """Where crops begin, and the end, (crops + 1,) int32: made on the device, since a copy would wait for it."""
     starts, begin = [], 0
-    for crops, tokens in layout:
-        starts.append(torch.arange(begin, begin + crops * tokens, tokens, dtype=torch.int32, device=device))
-        begin += crops * tokens
-    return torch.cat([*starts, torch.full((1,), begin, dtype=torch.int32, device=device)])
+    # A tensor that inference mode made could not be used in training afterwards.
+    with torch.inference_mode(False), torch.no_grad():
+        for crops, tokens in layout:
+            starts.append(torch.arange(begin, begin + crops * tokens, tokens, dtype=torch.int32, device=device))
+            begin += crops * tokens
+        return torch.cat([*starts, torch.full((1,), begin, dtype=torch.int32, device=device)])

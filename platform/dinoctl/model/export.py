@@ -69,13 +69,17 @@ def save_export(
 
 @contextmanager
 def whole_directory(directory: Path) -> Iterator[Path]:
-    """A new directory to fill, which gets its name at the end, in place of an older one; after an error it is gone."""
-    directory = Path(directory).absolute()
+    """A new directory to fill, which gets its name at the end, in place of an older one; after an error it is gone.
+
+    Where the name is a link, the directory behind it is replaced. All files become as readable as the umask says.
+    """
+    directory = Path(directory).resolve()
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = _sibling(directory, "partial")
     partial.mkdir()
     try:
         yield partial
+        _make_readable(partial)
         _move_into_place(partial, directory)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -127,6 +131,14 @@ def _config_text(config: ViTConfig, heads: Mapping[str, Mapping[str, Tensor]], m
 def _sibling(directory: Path, purpose: str) -> Path:
     # Not the tempfile module: its directories are private, and an export is as readable as any file of the user's.
     return directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}.{purpose}")
+
+
+def _make_readable(directory: Path) -> None:
+    # safetensors writes private files. The directory's own mode tells the umask, which only setting it would.
+    mode = directory.stat().st_mode & 0o666
+    for path in directory.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def _move_into_place(partial: Path, directory: Path) -> None:

@@ -274,7 +274,7 @@ class _AddProjected(torch.autograd.Function):
                 to_folded.addmm_(part.t(), flat[chunk])
                 to_sum += part.sum(0)
                 torch.mm(part, output.weight, out=to_flat[chunk])
-            to_pieces.append(to_flat.view(crops, tokens, heads, -1).transpose(1, 2))
+            to_pieces.append(to_flat.view(crops, tokens, heads, to_flat.shape[-1] // heads).transpose(1, 2))
             start += len(flat)
         return gradient, None, None, *output.gradients(to_folded, to_sum), *to_pieces
 

@@ -89,8 +89,16 @@ def read_huggingface(directory: Path) -> Foreign:
 
 
 def huggingface_files(index: Mapping[str, Any] | None) -> list[str]:
-    """The files of weights that a directory needs, given the content of its index if it has one."""
-    return [WEIGHTS_FILE] if index is None else sorted(set(index["weight_map"].values()))
+    """The files of weights that a directory needs, given the content of its index if it has one.
+
+    Raises ValueError for an index that does not say which files there are.
+    """
+    if index is None:
+        return [WEIGHTS_FILE]
+    names = index.get("weight_map") if isinstance(index, Mapping) else None
+    if not isinstance(names, Mapping) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise ValueError(f"{INDEX_FILE} has no weight_map of tensors' names to files")
+    return sorted(set(names.values()))
 
 
 def _read_weights(directory: Path) -> dict[str, Tensor]:

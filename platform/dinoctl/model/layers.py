@@ -218,7 +218,7 @@ class Block(nn.Module):
         rows = flat.index_select(0, torch.cat([reads.rows for reads in wanted]))
         dim = rows.shape[1]
         queries = nn.functional.linear(self.norm1(rows), self.attn.qkv.weight[:dim], self.attn.qkv.bias[:dim])
-        queries = queries.view(len(rows), self.attn.num_heads, 1, -1)
+        queries = queries.view(len(rows), self.attn.num_heads, 1, dim // self.attn.num_heads)
         if turns is not None:
             queries, pairs = rotate(queries, row_turns(wanted, turns)), turn_heads(pairs, layout, turns, 1)
         per_group = torch.split(queries, [len(reads.rows) for reads in wanted])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,15 @@ import torch
 from export_models import CONFIGS, save
 
 from dinoctl.cli.main import main
+from dinoctl.export import onnx
 from dinoctl.export import run as running
 from dinoctl.export.base import Extract
 from dinoctl.export.run import RECORD, default_name
+from dinoctl.export.verify import DifferentFeaturesError, compare, difference, images
 from dinoctl.lifecycle import Output, Status
 from dinoctl.local.state import StateDir
 from dinoctl.model import VisionTransformer
+from dinoctl.spec.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -104,6 +108,22 @@ def unknown_job(root: Path) -> str:
     return "tinny"
 
 
+def several(root: Path) -> str:
+    """A job of two students of unequal widths."""
+    job = StateDir(root / ".dinoctl").job("both")
+    job.save_document({"spec": {"seed": 0, "distill": {"students": {"small": {}, "wide": {}}}}, "parents": []})
+    job.save_status(Status("hash", output=Output(5, "hash", 1)))
+    output = Path(job.storage_uri(job.status))
+    save(output / "export/small", CONFIGS["mlp"])
+    save(output / "export/wide", CONFIGS["antialias"])
+    return "both"
+
+
+def of_one_model(root: Path) -> str:
+    finished(root / ".dinoctl", "tiny")
+    return "tiny"
+
+
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
@@ -113,6 +133,19 @@ def unknown_job(root: Path) -> str:
         (good, ["--opset", "18"], "--opset is for --to onnx, not for --to safetensors"),
         (not_finished, [], "job other has no model yet; see dinoctl status other"),
         (unknown_job, [], "tinny: neither a path nor a job in"),
+        (
+            lambda root: several(root),
+            [],
+            "job both distils several students; give --student small (there are small,",
+        ),
+        (several, ["--student", "big"], "job both has no student 'big'; give --student small"),
+        (of_one_model, ["--student", "small"], "job tiny has one model; leave --student out"),
+        (good, ["--student", "small"], "of a path name the student's own, .../export/small"),
+        (good, ["--output", "s3://b/x"], "--output s3://b/x: exports are written to a directory; copy it afterwards"),
+        (good, ["--output", "file://other/x"], "--output file://other/x: exports are written to a directory"),
+        (good, ["--to", "onnx", "--opset", "0"], "--opset 0: the ONNX export writes opsets 18 to "),
+        (good, ["--to", "onnx", "--opset", "17"], "--opset 17: the ONNX export writes opsets 18 to "),
+        (good, ["--to", "onnx", "--opset", "99"], "--opset 99: the ONNX export writes opsets 18 to "),
         (lambda _: "dinov2_vits14", [], "dinoctl downloads no released models"),
         (lambda _: "nowhere/model.pth", [], "nowhere/model.pth: nothing is there"),
         (lambda _: "models:/vit@champion", [], "models:/vit@champion: there is no MLflow registry here"),
@@ -170,3 +203,83 @@ def test_names_of_directories() -> None:
     assert default_name("s3://bucket/jobs/vit/run-0001/export/") == "run-0001"
     assert default_name("weights/dinov2_vits14_pretrain.pth") == "dinov2_vits14_pretrain"
     assert default_name(".") == "model"
+
+
+def test_one_of_several_students(tmp_path: Path, dinoctl: Any) -> None:
+    several(tmp_path)
+    assert dinoctl("both", "--to", "safetensors", "--student", "wide")[0] == 0
+    config = json.loads((tmp_path / "exports/both-wide-safetensors/config.json").read_text())
+    assert config["model"]["embed_dim"] == 88
+
+
+@pytest.mark.parametrize("output", ["{}/my place", "file://{}/my%20place"])
+def test_where_it_is_written(output: str, tmp_path: Path, dinoctl: Any) -> None:
+    place = output.format(tmp_path)
+    assert dinoctl(good(tmp_path), "--to", "safetensors", "--no-verify", "--output", place)[0] == 0
+    assert (tmp_path / "my place" / RECORD).is_file()
+
+
+def test_a_collapsed_address_is_refused_too() -> None:
+    with pytest.raises(UserError, match="--output s3:/bucket/vit: exports are written to a directory"):
+        running.export(running.Request("model", "safetensors", output=Path("s3://bucket/vit")), print)
+
+
+def test_what_a_link_names_is_replaced(tmp_path: Path, dinoctl: Any) -> None:
+    good(tmp_path)
+    call = ("./model", "--to", "safetensors", "--output", "link", "--force")
+    assert dinoctl("./model", "--to", "safetensors", "--output", "real")[0] == 0
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "real" / "older").touch()
+    code, _, err = dinoctl(*call)
+    assert (code, "Traceback" in err) == (0, False)
+    assert (tmp_path / "link").is_symlink()
+    assert not (tmp_path / "real" / "older").exists()
+    assert (tmp_path / "real" / RECORD).is_file()
+
+
+def test_an_opset_that_the_exporter_did_not_write(
+    tmp_path: Path, dinoctl: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnx")
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: None)
+    monkeypatch.setattr(onnx, "written_opset", lambda _: 18)
+    code, _, err = dinoctl(good(tmp_path), "--to", "onnx", "--opset", "19", "--no-verify")
+    assert code == 2
+    assert "writes ONNX opset 18, not 19" in err.splitlines()[-1]
+
+
+def test_a_file_that_onnxruntime_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "model.onnx").write_bytes(b"nothing of the kind")
+    monkeypatch.setattr(onnx, "written_opset", lambda _: 28)
+    with pytest.raises(DifferentFeaturesError, match=r"onnxruntime .* can't load opset 28, nothing") as said:
+        onnx.FORMAT.read(tmp_path)
+    assert "\n" not in str(said.value)
+
+
+def with_final_norm(root: Path, value: float) -> str:
+    """A model whose features all have one value."""
+    state = VisionTransformer(replace(CONFIGS["mlp"], num_heads=1)).state_dict()
+    state |= {"norm.weight": torch.zeros(64), "norm.bias": torch.full((64,), value)}
+    torch.save(state, root / "flat.pth")
+    return "flat.pth"
+
+
+def test_features_that_are_not_finite_or_all_zero(tmp_path: Path, dinoctl: Any) -> None:
+    code, _, err = dinoctl(with_final_norm(tmp_path, torch.nan), "--to", "safetensors")
+    assert (code, "flat.pth: the model's own features are not finite" in err) == (2, True)
+    code, out, _ = dinoctl(with_final_norm(tmp_path, 0.0), "--to", "safetensors")
+    assert (code, "0.0e+00" in out) == (0, True)
+
+
+def test_a_difference_of_patches_alone_that_is_not_a_number() -> None:
+    model = VisionTransformer(CONFIGS["mlp"]).eval()
+    batch = images(1, 56, 56)
+
+    def off(given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = model.forward_features(given)
+        return features["x_norm_clstoken"], features["x_norm_patchtokens"] * torch.nan
+
+    with pytest.raises(DifferentFeaturesError, match="nan"):
+        compare(model, off, [(1, 56, 56)])
+    assert math.isnan(difference(model, off, batch).relative)

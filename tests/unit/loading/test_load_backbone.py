@@ -190,6 +190,12 @@ def no_shard(root: Path) -> Path:
     return path
 
 
+def no_weight_map(root: Path) -> Path:
+    path, _ = write("sharded", root, TINY)
+    (path / "model.safetensors.index.json").write_text('{"metadata": {}}')
+    return path
+
+
 def of_another_kind(root: Path) -> Path:
     (root / "model.onnx").write_bytes(b"\x08\x07")
     return root / "model.onnx"
@@ -217,6 +223,7 @@ def garbage(root: Path) -> Path:
         (other_patch_size_of_transformers, "config.json says patch_size 8, the weights have 4"),
         (other_activation, "config.json says hidden_act 'relu'; DINOv2 has hidden_act gelu"),
         (no_shard, "there is no model-00002-of-00002.safetensors beside config.json"),
+        (no_weight_map, "model.safetensors.index.json has no weight_map of tensors' names to files"),
         (of_another_kind, "weights are read from .safetensors, .pth or .pt, not from '.onnx'"),
         (no_backbone, "not a flat DINOv2 backbone state: no cls_token, pos_embed, patch_embed.proj.weight"),
         (garbage, "not a safetensors file"),
@@ -267,3 +274,23 @@ def test_importing_dinoctl_imports_no_torch() -> None:
     subprocess.run([sys.executable, "-c", probe], check=True)
     with pytest.raises(AttributeError, match="no attribute 'load_backbones'"):
         _ = dinoctl.load_backbones  # type: ignore[attr-defined]
+
+
+def test_the_output_of_several_students(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        write("export", tmp_path / "export" / name, TINY)
+    with pytest.raises(UserError, match=r"several students \(a, b\): name one, \.\.\./export/a"):
+        dinoctl.load_backbone(tmp_path)
+    assert dinoctl.load_backbone(tmp_path / "export/a").config == TINY
+
+
+@pytest.mark.parametrize(("module", "advice"), [("mlflow", "'dinoctl\\[train\\]'"), ("psycopg2", "psycopg2")])
+def test_what_a_registry_lacks(module: str, advice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dinoctl.tracking import registry
+
+    def fail(*_: str) -> None:
+        raise ModuleNotFoundError(name=module)
+
+    monkeypatch.setattr(registry, "resolve_model", fail)
+    with pytest.raises(EnvironmentProblem, match=f"{module} is not installed; pip install {advice}$"):
+        dinoctl.load_backbone("models:/m/1", tracking_uri="postgresql://nowhere/db")

@@ -1,6 +1,7 @@
 """Exported models: round trip, equal bytes, nothing half-written."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,12 @@ def test_directories_that_are_no_export(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
     with pytest.raises(ValueError, match="format_version 2, this version reads 1"):
         load_export(tmp_path / "export")
+
+
+def test_files_are_as_readable_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save_export(tmp_path / "model", VisionTransformer(CONFIG), CONFIG, {}, {})
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()} == {0o640}

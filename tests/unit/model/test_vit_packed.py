@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dinoctl.model import VisionTransformer, ViTConfig
+from dinoctl.model.attention import _borders
 from dinoctl.model.packing import Group, add_kept, draw_kept, kept_count, pack, select_kept, unpack
 
 CONFIG = ViTConfig(
@@ -136,3 +137,22 @@ def test_left_out_samples_keep_their_gradient_through_the_residual() -> None:
     assert images.grad is not None
     assert images.grad.abs().sum((1, 2, 3)).gt(0).all()
     assert all(p.grad is not None for name, p in model.named_parameters() if name.startswith("blocks"))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_no_images_give_no_rows_and_zero_gradients(fused: bool) -> None:
+    model = with_rate(0.0)
+    for block in model.blocks:
+        block.fused = fused
+    none = model(torch.zeros(0, 3, 16, 16))
+    assert none.shape == (0, model.config.embed_dim)
+    none.sum().backward()
+    assert all(not p.grad.any() for p in model.blocks.parameters() if p.grad is not None)
+
+
+def test_borders_made_under_inference_work_in_training() -> None:
+    layout = (Group(2, 3), Group(1, 4))
+    with torch.inference_mode():
+        borders = _borders(layout, torch.device("cpu"))
+    assert not borders.is_inference()
+    assert borders.tolist() == [0, 3, 6, 10]
