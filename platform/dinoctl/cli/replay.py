@@ -46,7 +46,7 @@ def replay(
     options = {"from_step": from_step, "ranks": ranks, "worst": worst, "save": save}
     told = replayed(StateDir(state_dir).known(name), step, options)
     if output is Format.JSON:
-        typer.echo(json.dumps(told, indent=1))
+        typer.echo(json.dumps(told, indent=1, allow_nan=False))
     else:
         typer.echo("\n".join(_lines(told, worst)))
         if save is not None:
@@ -54,21 +54,22 @@ def replay(
 
 
 def _lines(told: dict[str, Any], worst: int) -> Iterator[str]:
+    # Floats that are not finite come as strings (tracking.jsonnum).
     yield f"{told['job']} step {told['step']} with the {_weights(told)}, {told['ranks']} rank(s) on {told['device']}"
     for note in told["notes"]:
         yield f"note: {note}"
     yield f"not finite: {told['not_finite'] or 'nothing'}"
     if told["logged_loss"] is not None:
-        yield f"loss in the job's metrics: {told['logged_loss']:.7g}"
+        yield f"loss in the job's metrics: {float(told['logged_loss']):.7g}"
     for metric, value in told["metrics"].items():
-        yield f"{metric:<32} {value:.7g}"
+        yield f"{metric:<32} {float(value):.7g}"
     for module, value in told["norms"].items():
-        yield f"{'grad_norm/' + module:<32} {value:.7g}"
-    yield "largest outputs: " + ", ".join(f"{n} {v:.4g}" for n, v in list(told["maxima"].items())[:_MAXIMA])
+        yield f"{'grad_norm/' + module:<32} {float(value):.7g}"
+    yield "largest outputs: " + ", ".join(f"{n} {float(v):.4g}" for n, v in list(told["maxima"].items())[:_MAXIMA])
     if told["images"]:
         yield "images with the greatest losses:"
     for image in told["images"][:worst]:
-        yield f"  {image['loss']:10.6g}  sample {image['sample']}  {image['key']}  ({image['dataset']})"
+        yield f"  {float(image['loss']):10.6g}  sample {image['sample']}  {image['key']}  ({image['dataset']})"
 
 
 def _weights(told: dict[str, Any]) -> str:

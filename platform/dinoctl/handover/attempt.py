@@ -7,6 +7,7 @@ from typing import Any
 
 from dinoctl.data.storage import Storage, open_storage
 from dinoctl.handover.files import write_whole
+from dinoctl.spec.errors import UserError
 from dinoctl.spec.job import JobSpec
 
 ATTEMPT_FORMAT = "dinoctl.attempt/v1"
@@ -56,10 +57,17 @@ class Attempt:
 
     @staticmethod
     def read(path: Path) -> "Attempt":
-        """Reverse of ``write``; raises ValueError when the file is not an attempt."""
-        fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if fields.get("format") != ATTEMPT_FORMAT:
-            raise ValueError(f"{path} is not a {ATTEMPT_FORMAT} file")
+        """Reverse of ``write``; raises UserError when the file is not an attempt, or damaged."""
+        try:
+            fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if fields.get("format") == ATTEMPT_FORMAT:
+                return Attempt._parsed(fields)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is damaged; run the job again") from error
+        raise UserError(f"{path} is not a {ATTEMPT_FORMAT} file; run the job again")
+
+    @staticmethod
+    def _parsed(fields: dict[str, Any]) -> "Attempt":
         return Attempt(
             name=fields["name"],
             spec=JobSpec.model_validate(fields["spec"], by_alias=True, by_name=False),

@@ -8,9 +8,9 @@ from dinoctl.spec.crops import Crops
 from dinoctl.spec.job import JobSpec
 from dinoctl.spec.model import ModelSpec
 from dinoctl.spec.policy import KnnSettings
-from dinoctl.spec.recipe import Gram, Heads, Schedules
+from dinoctl.spec.recipe import Gram, Losses, Schedules
 from dinoctl.spec.stages import Distill, Evaluate, HighRes, Pretrain
-from dinoctl.spec.students import check_students
+from dinoctl.spec.students import check_students, prototypes
 from dinoctl.spec.yamldoc import Path
 
 Finding = tuple[Path, str]
@@ -30,6 +30,8 @@ def check(spec: JobSpec, others: Mapping[str, JobSpec]) -> Iterator[Finding]:
         yield from check_students(spec, stage, students, path)
     elif stage.global_batch is not None:
         yield from _batch(spec, path, stage.global_batch)
+    if stage.losses is not None and stage.global_batch is not None:
+        yield from _koleo_group(stage.losses, stage.global_batch, path)
     first = next(_each(stage, path))[0] if isinstance(stage, Distill) else stage
     if first.model is not None and first.crops is not None:  # several students have the same crops and patches
         yield from crop_sizes(stage, first.crops, first.model, path)
@@ -126,15 +128,17 @@ def _batch(spec: JobSpec, path: Path, batch: int) -> Iterator[Finding]:
     if batch % workers:
         near = max(workers, batch // workers * workers)
         yield (*path, "globalBatch"), f"{batch} images do not divide among {workers} workers; {near} would"
-    elif losses is not None and losses.koleo > 0 and losses.koleo_group is not None:
-        if batch % losses.koleo_group:
-            text = f"{losses.koleo_group} images a group do not divide globalBatch {batch}; take a divisor of it"
-            yield (*path, "losses", "koleoGroup"), text
-    elif losses is not None and losses.koleo > 0 and batch // workers < 2:
+    elif losses is not None and losses.koleo > 0 and losses.koleo_group is None and batch // workers < 2:
         text = (
             f"{batch // workers} image a worker, but KoLeo compares at least 2; use {2 * workers}, or losses.koleo: 0"
         )
         yield (*path, "globalBatch"), text
+
+
+def _koleo_group(losses: Losses, batch: int, path: Path) -> Iterator[Finding]:
+    if losses.koleo > 0 and losses.koleo_group is not None and batch % losses.koleo_group:
+        text = f"{losses.koleo_group} images a group do not divide globalBatch {batch}; take a divisor of it"
+        yield (*path, "losses", "koleoGroup"), text
 
 
 def _schedules(schedules: Schedules, path: Path, steps: int) -> Iterator[Finding]:
@@ -169,15 +173,4 @@ def _teacher(stage: Distill, teacher: Trained, path: Path) -> Iterator[Finding]:
         text = f"{stage.model.patch_size}, but the teacher's is {teacher.model.patch_size}; patch tokens must pair up"
         yield (*path, "model", "patchSize"), text
     if stage.headless is None and stage.heads is not None and teacher.heads is not None:
-        yield from _prototypes(stage.heads, teacher.heads, (*path, "heads"))
-
-
-def _prototypes(student: Heads, teacher: Heads, path: Path) -> Iterator[Finding]:
-    if (student.ibot is None) != (teacher.ibot is None):
-        right = "null shares the head, as the teacher does" if teacher.ibot is None else "the teacher has two heads"
-        yield (*path, "ibot"), f"must be like the teacher's ({right}); leave heads out to take the teacher's"
-    pairs = [("dino", student.dino, teacher.dino), ("ibot", student.ibot, teacher.ibot)]
-    for name, mine, other in pairs:
-        if mine and other and mine.prototypes != other.prototypes:
-            text = f"{mine.prototypes}, but the teacher has {other.prototypes}; leave it out"
-            yield (*path, name, "prototypes"), text
+        yield from prototypes(stage.heads, teacher.heads, (*path, "heads"))

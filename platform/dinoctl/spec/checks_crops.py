@@ -44,15 +44,24 @@ def masking(stage: Trained, crops: Crops, model: ModelSpec, path: Path) -> Itera
         yield (*path, "masks", "probability"), text
         return
     least = math.isqrt(masks.min_patches - 1) + 2  # a block leaves a row and a column free
+    unmasked = []
     for place, size in _global_sizes(stage, crops, path):
         side = size // model.patch_size
-        if size % model.patch_size == 0 and (side < least or int(side * side * masks.ratio[1]) == 0):
+        if size % model.patch_size:
+            continue
+        if side < least:
             right = _roomy(least, masks.ratio[1]) * model.patch_size
             text = (
                 f"{size} pixels are {side} x {side} patches, too few for a mask block of minPatches "
                 f"{masks.min_patches}; use at least {right}, or losses.ibot: 0"
             )
             yield place, text
+        elif int(side * side * masks.ratio[1]) == 0:
+            unmasked.append(side * side)
+    if unmasked:
+        enough = math.ceil(1e4 / min(unmasked)) / 1e4
+        text = f"no patch is ever masked; raise the second number to at least {enough:g}, or set losses.ibot: 0"
+        yield (*path, "masks", "ratio"), text
 
 
 def objective(losses: Losses, path: Path) -> Iterator[Finding]:

@@ -46,13 +46,17 @@ def student_costs(stage: Distill, teacher_width: int) -> dict[str, float]:
 
 
 def check_students(spec: JobSpec, stage: Distill, students: Mapping[str, Student], path: Path) -> Iterator[Finding]:
-    """Engine, numbers of workers and patch sizes."""
+    """Engine, heads, numbers of workers and patch sizes."""
     workers, batch = spec.compute.workers, stage.global_batch
     if spec.compute.engine.name == "deepspeed":
         text = "deepspeed shards over all workers, but each of several students has its own; use engine: {name: ddp}"
         yield ("spec", "compute", "engine", "name"), text
     if stage.headless is not None and stage.headless.features is not None:
         yield (*path, "headless"), "features are matched by one student at a time; make each student a job of its own"
+    if stage.headless is not None and stage.headless.warmup is not None:
+        for name, one in students.items():
+            if one.heads is not None:
+                yield from prototypes(one.heads, stage.heads or Heads(), (*path, "students", name, "heads"))
     if len({one.model.patch_size for one in students.values()}) > 1:
         sizes = ", ".join(f"{name} {one.model.patch_size}" for name, one in students.items())
         yield (*path, "students"), f"patch sizes differ ({sizes}), but all have to be the teacher's"
@@ -76,3 +80,15 @@ def _no_division(stage: Distill, students: Mapping[str, Student], workers: int) 
         f"{workers} workers do not divide among {len(students)} students{said} so that each number divides "
         f"globalBatch {stage.global_batch}{better}"
     )
+
+
+def prototypes(student: Heads, teacher: Heads, path: Path) -> Iterator[Finding]:
+    """Heads that do not pair up with the teacher's."""
+    if (student.ibot is None) != (teacher.ibot is None):
+        right = "null shares the head, as the teacher does" if teacher.ibot is None else "the teacher has two heads"
+        yield (*path, "ibot"), f"must be like the teacher's ({right}); leave heads out to take the teacher's"
+    pairs = [("dino", student.dino, teacher.dino), ("ibot", student.ibot, teacher.ibot)]
+    for name, mine, other in pairs:
+        if mine and other and mine.prototypes != other.prototypes:
+            text = f"{mine.prototypes}, but the teacher has {other.prototypes}; leave it out"
+            yield (*path, name, "prototypes"), text

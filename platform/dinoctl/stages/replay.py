@@ -6,7 +6,8 @@ Nothing of the job is written to: its storage is opened read-only, and no attemp
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,17 @@ import torch
 from PIL import Image
 
 from dinoctl.data.batch import Batch
-from dinoctl.data.errors import StorageError
-from dinoctl.data.storage import Entry, Storage, open_storage
 from dinoctl.handover.attempt import Attempt
 from dinoctl.handover.ledger import CHECKPOINTS, Commit, Ledger
 from dinoctl.spec.errors import EnvironmentProblem, UserError
 from dinoctl.spec.stages import Distill
 from dinoctl.stages import STAGES
 from dinoctl.stages.data import Data, open_data
+from dinoctl.stages.readonly import ReadOnlyAttempt
 from dinoctl.stages.recipe import Recipe
 from dinoctl.stages.train import inputs_of, make_engine, one_batch, schedules_of
 from dinoctl.stages.warmup import HEADS_CHECKPOINTS
+from dinoctl.tracking.jsonnum import strict
 from dinoctl.tracking.spool import history
 from dinoctl.training.context import Context, ProcessContext
 from dinoctl.training.engines.base import Engine
@@ -52,74 +53,22 @@ class Request:
     save: Path | None = None
 
 
-class ReadOnly(Storage):
-    """A storage that can only be read."""
-
-    def __init__(self, storage: Storage) -> None:
-        self._storage, self.uri = storage, storage.uri
-
-    def read(self, key: str, start: int | None = None, end: int | None = None) -> bytes:
-        """See Storage."""
-        return self._storage.read(key, start, end)
-
-    def entries(self, prefix: str = "") -> Iterator[Entry]:
-        """See Storage."""
-        return self._storage.entries(prefix)
-
-    def size(self, key: str) -> int:
-        """See Storage."""
-        return self._storage.size(key)
-
-    def local_path(self, key: str) -> Path | None:
-        """See Storage."""
-        return self._storage.local_path(key)
-
-    def child(self, name: str) -> Storage:
-        """See Storage."""
-        return ReadOnly(self._storage.child(name))
-
-    def write_if_absent(self, key: str, data: bytes) -> bool:  # noqa: ARG002
-        """Never does: a damaged checkpoint is told of, but not set aside."""
-        return False
-
-    def write_chunks(self, key: str, chunks: Iterable[bytes]) -> None:  # noqa: ARG002
-        """Refuses."""
-        raise StorageError(f"{self.uri}/{key}: a replay writes nothing")
-
-    def delete(self, key: str) -> None:
-        """Refuses."""
-        raise StorageError(f"{self.uri}/{key}: a replay deletes nothing")
-
-    def delete_prefix(self, prefix: str) -> None:
-        """Refuses."""
-        self.delete(prefix)
-
-    def sweep(self) -> None:
-        """Does nothing."""
-
-
-@dataclass(frozen=True)
-class ReadOnlyAttempt(Attempt):
-    """An attempt that leaves the job's storage as it is."""
-
-    @property
-    def storage(self) -> Storage:
-        """The job's own storage, read-only."""
-        return ReadOnly(open_storage(self.storage_uri))
-
-
 def run(request: Request) -> dict[str, Any]:
-    """Replays the step; returns what there is to tell as plain data.
+    """Replays the step; returns what there is to tell as data that strict JSON can hold (`tracking.jsonnum`).
 
     Raises:
-        UserError: no such step, no such checkpoint, or a job that does not train.
+        UserError: no such step or checkpoint, a job that does not train, or ranks that its batch does not divide among.
+        OSError: ``save`` is no folder to write to.
     """
     attempt = _alone(request.attempt)
     kind = attempt.spec.kind
     if not hasattr(attempt.spec.stage, "schedules"):
         raise UserError(f"{attempt.name} is of stage {kind}, which has no training steps to replay")
+    _check_alone(attempt)
     _check_warmed(attempt)
     ranks = request.ranks or request.attempt.spec.compute.workers
+    if request.save is not None:
+        _check_writable(request.save)
     told: dict[str, Any] = {}
 
     def work(
@@ -147,6 +96,32 @@ def _alone(attempt: Attempt) -> ReadOnlyAttempt:
     return ReadOnlyAttempt(**vars(alone))
 
 
+def _check_alone(attempt: Attempt) -> None:
+    stage = attempt.spec.stage
+    if isinstance(stage, Distill) and stage.students:
+        raise UserError(f"{attempt.name} has several students, whose steps are not done again one by one")
+
+
+def check_ranks(recipe: Recipe, ranks: int) -> None:
+    """Raises UserError, with the numbers that do, when a step's batch does not divide among ``ranks``."""
+    batch, least = recipe.global_batch, 2 if recipe.losses.koleo > 0 else 1
+    fits = [n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or batch // n >= least)]
+    if ranks in fits:
+        return
+    if batch % ranks:
+        wrong = f"{batch} images of a step do not divide among {ranks} ranks"
+    else:
+        wrong = f"{batch // ranks} image a rank, but KoLeo compares at least 2"
+    raise UserError(f"{wrong}; --ranks can be {', '.join(map(str, fits))}")
+
+
+def _check_writable(folder: Path) -> None:
+    """Before the work, not after it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
 def _check_warmed(attempt: Attempt) -> None:
     """Heads that a distillation has not warmed up yet would be trained, which is no replay."""
     stage = attempt.spec.stage
@@ -169,6 +144,7 @@ def _work(
     step = request.step
     if not 0 <= step < recipe.steps:
         raise UserError(f"{attempt.name} has steps 0 to {recipe.steps - 1}; there is no step {step}")
+    check_ranks(recipe, ranks)
     ledger = Ledger(attempt.storage.child(CHECKPOINTS))
     commit = choose(ledger, attempt.spec_hash, step, request.from_step)
     config = learner.student.backbone.config
@@ -182,7 +158,7 @@ def _work(
     batches = [one_batch(attempt, recipe, data, step, config.patch_size, rank, ranks) for rank in range(ranks)]
     inputs = inputs_of(recipe, engine.device)
     found = replay(learner, engine, batches, inputs=inputs, values=values, step=step, seed=attempt.spec.seed)
-    told = _told(request, attempt, found, data, commit, notes, ranks, engine)
+    told: dict[str, Any] = strict(_told(request, attempt, found, data, commit, notes, ranks, engine))
     if request.save is not None:
         _save(request.save, told, batches, request.worst)
     return told
@@ -263,8 +239,7 @@ def _logged(attempt: Attempt, step: int) -> float | None:
 
 def _save(folder: Path, told: dict[str, Any], batches: list[Batch], worst: int) -> None:
     """``replay.json``, and the crops of the worst images as PNG."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "replay.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+    (folder / "replay.json").write_text(json.dumps(told, indent=1, allow_nan=False), encoding="utf-8")
     wanted = [(int(image["rank"]), int(image["sample"])) for image in told["images"][:worst]]
     for rank, sample in wanted or [(0, int(one)) for one in batches[0].sample_ids[:worst]]:
         batch = batches[rank]
@@ -293,7 +268,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, EnvironmentProblem) as error:
         sys.stderr.write(f"{error}\n")
         return 2 if isinstance(error, UserError) else 3
-    options.out.write_text(json.dumps(told), encoding="utf-8")
+    except OSError as error:
+        if not error.filename:
+            raise
+        sys.stderr.write(f"{error.filename}: {error.strerror}; mend it, then run the same command again\n")
+        return 3
+    options.out.write_text(json.dumps(told, allow_nan=False), encoding="utf-8")
     return 0
 
 

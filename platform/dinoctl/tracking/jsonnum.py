@@ -3,7 +3,7 @@
 """
 
 import math
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 JsonNumber: TypeAlias = float | str
 
@@ -15,6 +15,15 @@ def to_json(value: float) -> JsonNumber:
     """
     number = float(value)
     return number if math.isfinite(number) else str(number)
+
+
+def strict(value: Any) -> Any:
+    """Dicts, lists and tuples with every float in them through `to_json`; anything else as it is."""
+    if isinstance(value, dict):
+        return {key: strict(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(one) for one in value]
+    return to_json(value) if isinstance(value, float) else value
 
 
 def from_json(value: object) -> float:

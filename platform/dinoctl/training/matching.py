@@ -53,6 +53,8 @@ class FeatureLearner(nn.Module):
         check_patches(student.backbone, teacher.backbone)
         self.student = student
         self.teacher = teacher
+        for network in (student, teacher):
+            network.backbone.fuse()
         self.ema = copy.deepcopy(student)
         self.losses, self.matching = losses, matching
         self.teacher.requires_grad_(False)

@@ -20,6 +20,7 @@ from dinoctl.handover.attempt import Attempt
 from dinoctl.handover.claim import Claim, claim, read_claim
 from dinoctl.handover.output import Output, read_evidence, read_output, write_output
 from dinoctl.handover.progress import Progress, ProgressFile, read_progress
+from dinoctl.spec.errors import UserError
 from dinoctl.spec.job import JobSpec
 from dinoctl.tracking.gate import Evidence
 
@@ -65,6 +66,14 @@ def test_another_file_is_no_attempt(tmp_path: Path, content: str) -> None:
     path = tmp_path / "attempt.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=r"attempt\.json is not a dinoctl\.attempt/v1 file"):
+        Attempt.read(path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"format": "dinoctl.attempt/v1"}', '{"format": "dinoctl.att'])
+def test_a_damaged_attempt_is_told_in_a_line(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "attempt.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"attempt\.json is damaged; run the job again$"):
         Attempt.read(path)
 
 

@@ -33,6 +33,10 @@ DISTILL = "distill: {teacher: {job: p}, data: {source: x}, model: {arch: vit_sma
             "losses.koleoGroup: 36 images a group do not divide globalBatch 96; take a divisor of it",
         ),
         (
+            "pretrain: {data: {source: x}, masks: {ratio: [0, 0]}}",
+            "masks.ratio: no patch is ever masked; raise the second number to at least 0.004, or set losses.ibot: 0",
+        ),
+        (
             "pretrain: {data: {source: x}, steps: 10, losses: {gram: {startStep: 10}}}",
             "losses.gram.startStep: 10, but steps are counted from 0 to 9",
         ),
@@ -170,6 +174,14 @@ def test_several_students(workshop: Workshop) -> None:
         (f"b: {{model: {{arch: vit_base, patchSize: 16}}}}}}}}\n{DDP}", "patch sizes differ (a 14, b 16)"),
         ("b: {model: {arch: vit_base}}}}\ncompute: {workers: 3}", "use engine: {name: ddp}"),
         (f"b: {{model: {{arch: vit_base}}}}}}, headless: {{features: {{}}}}}}\n{DDP}", "one student at a time"),
+        (
+            f"b: {{model: {{arch: vit_base}}}}}}, losses: {{koleoGroup: 5}}}}\n{DDP}",
+            "losses.koleoGroup: 5 images a group do not divide globalBatch 12",
+        ),
+        (
+            "b: {model: {arch: vit_base}, heads: {dino: {prototypes: 9}}}}, headless: {warmup: {}}}\n" + DDP,
+            "students.b.heads.dino.prototypes: 9, but the teacher has 131072; leave it out",
+        ),
         (
             f"b: {{model: {{arch: vit_base}}}}}}, model: {{arch: vit_small}}}}\n{DDP}",
             "exactly one of model and students",

@@ -52,6 +52,12 @@ def test_matching_trains_the_student_and_its_projections(local_crops: int) -> No
     assert not learner.averaged.training
 
 
+def test_matching_runs_fused_blocks() -> None:
+    learner = matching()
+    for network in (learner.student, learner.teacher, learner.ema):
+        assert all(block.fused for block in network.backbone.blocks)
+
+
 @pytest.mark.parametrize("distance", ["cosine", "smooth_l1"])
 def test_matching_compares_like_with_like(distance: Any) -> None:
     """Global crops with themselves, patch by patch, local ones with both: on whole images, whatever the masks."""
