@@ -1,12 +1,16 @@
 """``validate``, ``resolve``, ``schema``: documents, without running them."""
 
+from __future__ import annotations
+
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dinoctl.cli.options import Files, Format, Output
-from dinoctl.spec.job import JobSpec
+
+if TYPE_CHECKING:
+    from dinoctl.spec.job import JobSpec
 
 
 def add_to(app: typer.Typer) -> None:

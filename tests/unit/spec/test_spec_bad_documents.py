@@ -128,8 +128,8 @@ CONTRADICTIONS = [
     ),
     (
         CUSTOM + "  crops: {global: {size: 24}, local: {size: 8}}\n  masks: {ratio: [0.01, 0.1]}",
-        "pretrain.crops.global.size",
-        "24 pixels are 3 x 3 patches, too few for a mask block of minPatches 4; use at least 32, or losses.ibot: 0",
+        "pretrain.masks.ratio",
+        "no patch is ever masked; raise the second number to at least 0.1112, or set losses.ibot: 0",
     ),
     (
         PRETRAIN + "  globalBatch: 16\n  masks: {probability: 0.02}",
