@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from dinoctl.model.attention import attend, cut_for, join_heads, split_heads
 from dinoctl.model.config import ViTConfig
-from dinoctl.model.fused import add_feed_forward, add_projected, project_heads
+from dinoctl.model.fused import (
+    add_feed_forward,
+    add_projected,
+    attend_packed,
+    attends_packed,
+    project_heads,
+    project_packed,
+)
 from dinoctl.model.packing import Kept, Layout, add_kept, select_kept
 from dinoctl.model.rope import Turns, rotate, row_turns, turn_heads
 from dinoctl.model.wanted import Reads, Wanted, collect, row_weights, spread
@@ -190,11 +197,16 @@ class Block(nn.Module):
     def _fused(self, x: Tensor, layout: Layout, kept: KeptPair, turns: Turns | None) -> Tensor:
         attn_kept, ffn_kept = kept
         layout = layout if attn_kept is None else attn_kept.layout
-        cut, heads = cut_for(x, layout, self.attn.num_heads), self.attn.num_heads
-        flat, triples = project_heads(x.squeeze(0), attn_kept, cut, self.norm1, self.attn.qkv, heads, slice(0, 3))
-        if turns is not None:
-            triples = turn_heads(triples, layout, turns, 2)
-        pieces = attend(triples, layout)
+        heads, flat = self.attn.num_heads, x.squeeze(0)
+        if turns is None and attends_packed(flat):
+            flat, qkv = project_packed(flat, attn_kept, self.norm1, self.attn.qkv)
+            pieces = [attend_packed(qkv, layout, heads)]
+        else:
+            cut = cut_for(x, layout, heads)
+            flat, triples = project_heads(flat, attn_kept, cut, self.norm1, self.attn.qkv, heads, slice(0, 3))
+            if turns is not None:
+                triples = turn_heads(triples, layout, turns, 2)
+            pieces = attend(triples, layout)
         flat = add_projected(flat, pieces, attn_kept, self.attn.proj, _gamma(self.ls1))
         return self._fused_ffn(flat, ffn_kept).unsqueeze(0)
 

@@ -11,12 +11,20 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from dinoctl.model import VisionTransformer, ViTConfig, attention
-from dinoctl.model import fused as functions
+from dinoctl.model import VisionTransformer, ViTConfig, attention, branches
 from dinoctl.model.features import Read
+from dinoctl.model.native import branches as native
 from dinoctl.model.packing import Layout
 
+pytestmark = pytest.mark.usefixtures("kernels")
 VARIANTS = list(itertools.product(["mlp", "swiglu"], [None, 0.5], [0.0, 0.4]))
+
+
+@pytest.fixture(params=["native", "tensors"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to do the arithmetic, on every machine that has both."""
+    if request.param == "tensors":
+        monkeypatch.setattr(native, "usable", lambda *_: False)
 
 
 def model(**changes: Any) -> VisionTransformer:
@@ -120,7 +128,8 @@ def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     network = model()
     network.fuse()
     one = whole(network)
-    monkeypatch.setattr(functions, "_CHUNK", 7)
+    monkeypatch.setattr(branches, "_CHUNK", 7)
+    monkeypatch.setattr(native, "_ROWS", (3, 7))
     assert_equal(whole(network), one)
 
 
