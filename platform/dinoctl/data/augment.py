@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,6 +98,19 @@ class Cropper(ABC, Generic[Picture]):
     def _rows(self, seed: int, epoch: int, sample_id: int) -> zip[tuple[View, list[float]]]:
         uniforms = keyed.rng(seed, "augment", epoch, sample_id).random((len(self.views), COLUMNS))
         return zip(self.views, uniforms.tolist(), strict=True)
+
+
+def cropper_of(crops: Crops) -> Cropper[Any]:
+    """The one of ``crops.augmentation.backend``.
+
+    Raises:
+        DataError: the local crop size is not set (`resolve` fills it in).
+    """
+    if crops.augmentation.backend == "exact":
+        return MultiCrop(crops)
+    from dinoctl.data.fast.augment import FastMultiCrop  # the exact one does without OpenCV
+
+    return FastMultiCrop(crops)
 
 
 class MultiCrop(Cropper[Image.Image]):
