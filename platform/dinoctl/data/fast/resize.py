@@ -60,8 +60,9 @@ def taps(source: int, target: int) -> NDArray[np.float32]:
     system = np.stack([_cubic(x, _OPENCV), *shifted], axis=1)
     half = np.linalg.lstsq(system, _cubic(x / scale, _PILLOW) / scale, rcond=None)[0]
     whole = np.concatenate([half[:0:-1], half])
-    fixed: NDArray[np.float64] = np.rint(whole / whole.sum() * _FIXED) / _FIXED
-    return fixed.astype(np.float32)
+    fixed = np.rint(whole / whole.sum() * _FIXED)
+    fixed[reach] += _FIXED - fixed.sum()  # all together one: no brighter, no darker
+    return np.asarray(fixed / _FIXED, dtype=np.float32)
 
 
 def _cubic(x: NDArray[np.float64], a: float) -> NDArray[np.float64]:
