@@ -107,7 +107,7 @@ def test_resizing_is_close_to_pillow(box: Box, size: int, which: int) -> None:
     mean, largest, bias = gap(resize.resized(Picture(pixels, 640, 427), box, size), exact)
     assert mean < 1.0, "levels of 255"
     assert largest <= 16
-    assert abs(bias) < 0.05, "no brighter, no darker"
+    assert abs(bias) < 0.1, "no brighter, no darker"
     part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
     # Neither of OpenCV's own ways would do: one aliases, the other blurs.
     plain = cv2.resize(part, (size, size), interpolation=cv2.INTER_CUBIC)
