@@ -106,7 +106,9 @@ def test_the_order_of_distortions(workshop: Workshop) -> None:
 def test_options_left_alone_leave_the_hash_alone(workshop: Workshop) -> None:
     """Hashes of documents that were made before these options came, when the exact backend was the only one."""
     base = "pretrain: {data: {source: x}"
-    released = "crops: {augmentation: {backend: exact, order: [horizontalFlip, colorJitter, grayscale, blur, solarize]}}"
+    released = (
+        "crops: {augmentation: {backend: exact, order: [horizontalFlip, colorJitter, grayscale, blur, solarize]}}"
+    )
 
     def digest(text: str) -> str:
         return spec_hash(workshop.resolve(document("a", text))["a"].spec, {})
