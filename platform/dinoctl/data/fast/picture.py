@@ -24,10 +24,14 @@ _MOST = 3  # halvings that libjpeg-turbo has fast transforms for
 
 
 class Picture:
-    """Pixels (height, width, 3) RGB or (height, width) grey. ``width`` and ``height`` are those of the stored image."""
+    """Pixels (height, width, 3) RGB or (height, width) grey. ``width`` and ``height`` are those of the stored image,
+    ``image`` is the same for Pillow where Pillow decoded it.
+    """
 
-    def __init__(self, pixels: Pixels, width: int, height: int, halvings: int = 0) -> None:
-        self.width, self.height = width, height
+    def __init__(
+        self, pixels: Pixels, width: int, height: int, halvings: int = 0, image: Image.Image | None = None
+    ) -> None:
+        self.width, self.height, self.image = width, height, image
         self._least = halvings
         self._levels = [pixels]
 
@@ -56,7 +60,7 @@ def open_picture(data: bytes, halvings: Halvings) -> Picture:
         except ValueError:
             pass  # Pillow decides
     image = open_image(data)
-    return Picture(np.asarray(image), image.width, image.height)
+    return Picture(np.asarray(image), image.width, image.height, image=image)
 
 
 def _jpeg(data: bytes, halvings: Halvings) -> Picture:

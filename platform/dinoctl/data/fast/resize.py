@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dinoctl.data.augment import resized as exactly_resized
 from dinoctl.data.box import Box
 from dinoctl.data.decode import Pixels
 from dinoctl.data.fast.picture import Picture
@@ -37,15 +38,25 @@ def halvings(box: Box, size: int) -> int:
 
 def resized(picture: Picture, box: Box, size: int) -> Pixels:
     """A part of a picture as (size, size, 3), or (size, size) grey. Parts of halved pictures snap to whole pixels."""
+    if box.width <= size and box.height <= size:
+        return _enlarged(picture, box, size)
     pixels, times = picture.halved(halvings(box, size))
     scale = 1 << times
     left, top = round(box.left / scale), round(box.top / scale)
     part = pixels[top : round((box.top + box.height) / scale), left : round((box.left + box.width) / scale)]
     height, width = part.shape[:2]
-    if width <= size and height <= size:  # few pixels to read: Pillow itself is fast
-        return np.asarray(Image.fromarray(part).resize((size, size), Image.Resampling.BICUBIC))
     filtered = cv2.sepFilter2D(part, -1, taps(width, size), taps(height, size), borderType=cv2.BORDER_REPLICATE)
     return np.asarray(cv2.resize(filtered, (size, size), interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
+
+
+def _enlarged(picture: Picture, box: Box, size: int) -> Pixels:
+    """By Pillow itself: with few pixels to read it is fast."""
+    image, pixels = picture.image, picture.halved(0)[0]
+    if image is None:
+        image = Image.fromarray(pixels[box.top : box.top + box.height, box.left : box.left + box.width])
+        box = Box(0, 0, box.width, box.height)
+    crop = exactly_resized(image, box, size)
+    return crop if pixels.ndim == 3 else crop[..., 0]
 
 
 @lru_cache(maxsize=4096)
@@ -54,7 +65,7 @@ def taps(source: int, target: int) -> NDArray[np.float32]:
     if source == target:
         return np.ones(1, dtype=np.float32)
     scale = max(1.0, source / target)
-    reach = math.ceil(2 * scale)
+    reach = math.ceil(2 * scale) - 1  # further out the taps are next to nothing
     x = np.arange(-(reach + 2) * _GRID, (reach + 2) * _GRID + 1) / _GRID
     shifted = [_cubic(x - tap, _OPENCV) + _cubic(x + tap, _OPENCV) for tap in range(1, reach + 1)]
     system = np.stack([_cubic(x, _OPENCV), *shifted], axis=1)
