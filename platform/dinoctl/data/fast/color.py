@@ -6,11 +6,12 @@ Tables make brightness, contrast and solarize exact; OpenCV's saturation, blur a
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dinoctl.data.blur import gaussian
 from dinoctl.data.color import solarized, toward
 from dinoctl.data.decode import Pixels
 from dinoctl.data.distort import Operations
@@ -65,12 +66,15 @@ def solarize(image: Pixels) -> Pixels:
 
 def gaussian_blur(image: Pixels, kernel: int, sigma: float) -> Pixels:
     """The kernel and border of `data.blur`."""
-    weights = _symmetric(gaussian(kernel, sigma))
+    weights = _gaussian(kernel, sigma)
     return np.asarray(cv2.sepFilter2D(image, -1, weights, weights, borderType=cv2.BORDER_REFLECT_101))
 
 
-def _symmetric(half: list[np.float32]) -> NDArray[np.float32]:
-    return np.array([*half[:0:-1], *half], dtype=np.float32)
+def _gaussian(kernel: int, sigma: float) -> NDArray[np.float32]:
+    half = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(kernel // 2 + 1)]
+    whole = [*half[:0:-1], *half]
+    total = math.fsum(whole)
+    return np.array([weight / total for weight in whole], dtype=np.float32)
 
 
 FAST = Operations(flip, brightness, contrast, saturation, hue, grayscale, gaussian_blur, solarize)

@@ -27,7 +27,7 @@ KEPT = 2.0
 """Source pixels for one of a crop, in both directions, that halving must leave."""
 
 _PILLOW, _OPENCV = -0.5, -0.75  # sharpness of the bicubic kernels
-_GRID = 16  # places a pixel at which kernels are compared
+_GRID = 8  # places a pixel at which kernels are compared
 _FIXED = 4096.0  # taps are multiples of 1/4096: what the solver's last bits are does not matter
 
 
@@ -59,14 +59,14 @@ def _enlarged(picture: Picture, box: Box, size: int) -> Pixels:
     return crop if pixels.ndim == 3 else crop[..., 0]
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 15)
 def taps(source: int, target: int) -> NDArray[np.float32]:
     """The filter before OpenCV's bicubic resize from ``source`` to ``target`` pixels, an odd number of weights."""
     if source == target:
         return np.ones(1, dtype=np.float32)
     scale = max(1.0, source / target)
     reach = math.ceil(2 * scale) - 1  # further out the taps are next to nothing
-    x = np.arange(-(reach + 2) * _GRID, (reach + 2) * _GRID + 1) / _GRID
+    x = np.arange((reach + 2) * _GRID + 1) / _GRID  # one half: kernels are symmetric
     shifted = [_cubic(x - tap, _OPENCV) + _cubic(x + tap, _OPENCV) for tap in range(1, reach + 1)]
     system = np.stack([_cubic(x, _OPENCV), *shifted], axis=1)
     half = np.linalg.lstsq(system, _cubic(x / scale, _PILLOW) / scale, rcond=None)[0]
