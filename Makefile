@@ -6,7 +6,7 @@ export DS_BUILD_OPS = 0
 
 BENCH := .venv-benchmark
 
-.PHONY: benchmark demo test check unit local environment lock schema reference clean
+.PHONY: benchmark benchmark-pipeline demo test check unit local environment lock schema reference clean
 
 demo: environment
 	$(BIN)/dinoctl run jobs/digits.yaml
@@ -51,6 +51,10 @@ reference: environment
 benchmark: $(BENCH)/.installed
 	$(BENCH)/bin/python tests/benchmarks/step.py --config tiny --steps 20 --profile
 	$(BENCH)/bin/python tests/benchmarks/step.py --config small --profile
+
+# Images a second and core of decoding and augmentation, by stage, beside torchvision.
+benchmark-pipeline: environment
+	$(BIN)/python tests/benchmarks/pipeline.py
 
 $(BENCH)/.installed: tests/benchmarks/requirements.txt $(VENV)/.installed
 	$(PYTHON) -m venv $(BENCH)

@@ -11,14 +11,14 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from dinoctl.data import keyed
-from dinoctl.data.augment import MultiCrop
+from dinoctl.data.augment import Cropper, cropper_of
 from dinoctl.data.dataset import Dataset
 from dinoctl.data.errors import DataError
 from dinoctl.data.mask import masks
@@ -87,7 +87,7 @@ class Layout:
 class _Pair(NamedTuple):
     """Crops at one pair of sizes."""
 
-    crop: MultiCrop
+    crop: Cropper[Any]
     grid: tuple[int, int]
     layout: Layout
 
@@ -97,7 +97,7 @@ class _Pair(NamedTuple):
         if size % patch_size:
             raise DataError(f"crops.global.size {size} is not a multiple of the patch size {patch_size}")
         side = size // patch_size
-        return _Pair(MultiCrop(crops), (side, side), Layout(lanes, size, local.count, local.size or 0, side * side))
+        return _Pair(cropper_of(crops), (side, side), Layout(lanes, size, local.count, local.size or 0, side * side))
 
 
 class Assembler:
@@ -160,19 +160,20 @@ class Assembler:
         bad: list[BadSample] = []
         picks = self.order.picks(step, self.lanes)
         for lane, (source, sample, epoch) in enumerate(zip(*(column.tolist() for column in picks), strict=True)):
-            image, source, sample, epoch = self._readable(step, lane, source, sample, epoch, bad)
+            image, source, sample, epoch = self._readable(pair.crop, step, lane, source, sample, epoch, bad)
             identity = self._identity(source, sample)
             arrays.sample_ids[lane] = identity
             pair.crop.into(image, _outputs(arrays, lane), seed=self.seed, epoch=epoch, sample_id=identity)
         return bad
 
     def _readable(
-        self, step: int, lane: int, source: int, sample: int, epoch: int, bad: list[BadSample]
-    ) -> tuple[Image.Image, int, int, int]:
+        self, crop: Cropper[Any], step: int, lane: int, source: int, sample: int, epoch: int, bad: list[BadSample]
+    ) -> tuple[Any, int, int, int]:
         """The first image of the lane from ``step`` on that can be read, and which it is."""
         for later in range(1, _REPLACEMENTS + 1):
+            decode = partial(crop.open, seed=self.seed, epoch=epoch, sample_id=self._identity(source, sample))
             try:
-                return self.datasets[source].image(sample), source, sample, epoch
+                return self.datasets[source].decoded(sample, decode), source, sample, epoch
             except DataError as error:
                 bad.append(BadSample(self._identity(source, sample), str(error)))
             picks = self.order.picks(step + later, self.lanes[lane : lane + 1])

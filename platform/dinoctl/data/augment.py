@@ -2,7 +2,8 @@
 
 Each crop is cut from the whole image on its own: random resized crop (bicubic, antialiased), then, in the order that
 the recipe names, flip, colour jitter in random order with a clamp after each operation and hue in HSV, grayscale (ITU-R
-601-2), Gaussian blur, solarize. Pillow does the pixel work: this is the exact reference path.
+601-2), Gaussian blur, solarize. `Cropper` decides what is done; who does the pixel work is its subclass's matter:
+`MultiCrop`, here, is the exact reference (Pillow), `dinoctl.data.fast` the quick one.
 
 All of a sample's random numbers are one array of uniforms, a row for each crop, drawn from the key (seed, epoch,
 sample). Each decision has its own column: changing one probability leaves every other decision as it was.
@@ -10,56 +11,36 @@ sample). Each decision has its own column: changing one probability leaves every
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from abc import ABC, abstractmethod
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dinoctl.data import color, keyed
-from dinoctl.data.blur import gaussian_blur
-from dinoctl.data.decode import Pixels
+from dinoctl.data import keyed
+from dinoctl.data.box import Box, crop_box
+from dinoctl.data.decode import Pixels, open_image
+from dinoctl.data.distort import COLUMNS, DISTORTIONS, EXACT, Operations, View
 from dinoctl.data.errors import DataError
-from dinoctl.spec.crops import Augmentation, ColorJitter, Crops, Distortion
+from dinoctl.spec.crops import Crops
 
 Crop = NDArray[np.uint8]
 """(3, height, width), RGB."""
 
-TRIES = 10
-_AREA, _ASPECT, _TOP, _LEFT = range(4)  # columns of a try; tries come first in a row
-_FLIP, _JITTER, _ORDER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _GRAY, _BLUR, _SIGMA, _SOLARIZE = range(40, 51)
-COLUMNS = 51
-_ORDERS = tuple(itertools.permutations(range(4)))
 _BICUBIC = Image.Resampling.BICUBIC
+Picture = TypeVar("Picture")
 
 
-class Box(NamedTuple):
-    """Part of an image, in pixels."""
-
-    left: int
-    top: int
-    width: int
-    height: int
-
-
-class View(NamedTuple):
-    """How one kind of crop is made."""
-
-    size: int
-    scale: tuple[float, float]
-    blur: float
-    solarize: float
-
-
-class MultiCrop:
-    """Two global crops and some local ones of each image.
+class Cropper(ABC, Generic[Picture]):
+    """Two global crops and some local ones of each image, which a subclass decodes to its ``Picture``.
 
     Raises:
         DataError: the local crop size is not set (`resolve` fills it in).
     """
+
+    operations: Operations
 
     def __init__(self, crops: Crops) -> None:
         augmentation, whole, part = crops.augmentation, crops.global_crops, crops.local_crops
@@ -72,99 +53,85 @@ class MultiCrop:
             View(whole.size, whole.scale, second, augmentation.solarize),
             *[View(part.size or 0, part.scale, local, 0.0)] * part.count,
         )
-        self._distortions = [_DISTORTIONS[name] for name in augmentation.order]
+        self._distortions = [DISTORTIONS[name] for name in augmentation.order]
         self._log_aspect = (math.log(augmentation.aspect[0]), math.log(augmentation.aspect[1]))
 
     def __call__(self, image: Pixels, *, seed: int, epoch: int, sample_id: int) -> tuple[list[Crop], list[Crop]]:
         """The global and the local crops of an image (height, width, 3)."""
-        rgb = Image.fromarray(image)
-        crops = [self._crop(rgb, view, row) for view, row in self._rows(seed, epoch, sample_id)]
-        arrays = [np.ascontiguousarray(crop.transpose(2, 0, 1)) for crop in crops]
-        return arrays[:2], arrays[2:]
+        crops = [np.empty((3, view.size, view.size), np.uint8) for view in self.views]
+        self.into(self.picture(image), crops, seed=seed, epoch=epoch, sample_id=sample_id)
+        return crops[:2], crops[2:]
 
-    def into(self, image: Image.Image, outputs: list[Crop], *, seed: int, epoch: int, sample_id: int) -> None:
-        """The same, from a Pillow image (RGB or L) into given arrays: one for each crop, global ones first."""
-        for (view, row), output in zip(self._rows(seed, epoch, sample_id), outputs, strict=True):
-            output[:] = self._crop(image, view, row).transpose(2, 0, 1)
+    def into(self, image: Picture, outputs: list[Crop], *, seed: int, epoch: int, sample_id: int) -> None:
+        """The same, from a decoded image into given arrays: one for each crop, global ones first."""
+        width, height = self.dimensions(image)
+        for (view, u), output in zip(self._rows(seed, epoch, sample_id), outputs, strict=True):
+            crop = self.resized(image, crop_box(width, height, view.scale, self._log_aspect, u), view.size)
+            for distort in self._distortions:
+                crop = distort(self.operations, crop, self.augmentation, view, u)
+            self.write(crop, output)
+
+    @abstractmethod
+    def open(self, data: bytes, *, seed: int, epoch: int, sample_id: int) -> Picture:
+        """Decode an image, as well as the crops of this key need it.
+
+        Raises:
+            DataError: these bytes are not an image, or only a part of one.
+        """
+
+    @abstractmethod
+    def picture(self, pixels: Pixels) -> Picture:
+        """Decoded pixels as `into` takes them."""
+
+    @abstractmethod
+    def dimensions(self, image: Picture) -> tuple[int, int]:
+        """(width, height) of the stored image, in which boxes are drawn."""
+
+    @abstractmethod
+    def resized(self, image: Picture, box: Box, size: int) -> Pixels:
+        """A part of an image as (size, size, channels), bicubic with antialiasing."""
+
+    @abstractmethod
+    def write(self, crop: Pixels, output: Crop) -> None:
+        """Put a finished crop where it belongs."""
 
     def _rows(self, seed: int, epoch: int, sample_id: int) -> zip[tuple[View, list[float]]]:
         uniforms = keyed.rng(seed, "augment", epoch, sample_id).random((len(self.views), COLUMNS))
         return zip(self.views, uniforms.tolist(), strict=True)
 
-    def _crop(self, image: Image.Image, view: View, u: list[float]) -> Pixels:
-        """One crop, (view.size, view.size, channels)."""
-        crop = resized(image, crop_box(image.width, image.height, view.scale, self._log_aspect, u), view.size)
-        for distort in self._distortions:
-            crop = distort(crop, self.augmentation, view, u)
-        return crop
+
+def cropper_of(crops: Crops) -> Cropper[Any]:
+    """The one of ``crops.augmentation.backend``.
+
+    Raises:
+        DataError: the local crop size is not set (`resolve` fills it in).
+    """
+    if crops.augmentation.backend == "exact":
+        return MultiCrop(crops)
+    from dinoctl.data.fast.augment import FastMultiCrop  # the exact one does without OpenCV
+
+    return FastMultiCrop(crops)
 
 
-def _flip(crop: Pixels, settings: Augmentation, _: View, u: list[float]) -> Pixels:
-    return crop[:, ::-1] if u[_FLIP] < settings.horizontal_flip else crop
+class MultiCrop(Cropper[Image.Image]):
+    """The exact reference: the pixels that torchvision makes of Pillow images. Pictures are of mode RGB or L."""
 
+    operations = EXACT
 
-def _color_jitter(crop: Pixels, settings: Augmentation, _: View, u: list[float]) -> Pixels:
-    return jitter(crop, settings.color_jitter, u) if u[_JITTER] < settings.color_jitter.probability else crop
+    def open(self, data: bytes, *, seed: int, epoch: int, sample_id: int) -> Image.Image:  # noqa: ARG002, D102
+        return open_image(data)
 
+    def picture(self, pixels: Pixels) -> Image.Image:  # noqa: D102
+        return Image.fromarray(pixels)
 
-def _grayscale(crop: Pixels, settings: Augmentation, _: View, u: list[float]) -> Pixels:
-    return color.grayscale(crop) if u[_GRAY] < settings.grayscale else crop
+    def dimensions(self, image: Image.Image) -> tuple[int, int]:  # noqa: D102
+        return image.size
 
+    def resized(self, image: Image.Image, box: Box, size: int) -> Pixels:  # noqa: D102
+        return resized(image, box, size)
 
-def _blur(crop: Pixels, settings: Augmentation, view: View, u: list[float]) -> Pixels:
-    if u[_BLUR] >= view.blur:
-        return crop
-    return gaussian_blur(crop, settings.blur.kernel, _between(settings.blur.sigma, u[_SIGMA]))
-
-
-def _solarize(crop: Pixels, _: Augmentation, view: View, u: list[float]) -> Pixels:
-    return color.solarize(crop) if u[_SOLARIZE] < view.solarize else crop
-
-
-_DISTORTIONS: dict[Distortion, Callable[[Pixels, Augmentation, View, list[float]], Pixels]] = {
-    "horizontalFlip": _flip,
-    "colorJitter": _color_jitter,
-    "grayscale": _grayscale,
-    "blur": _blur,
-    "solarize": _solarize,
-}
-
-
-def crop_box(
-    width: int, height: int, scale: tuple[float, float], log_aspect: tuple[float, float], u: list[float]
-) -> Box:
-    """torchvision's RandomResizedCrop: ten tries at an area share and an aspect ratio, then the central crop."""
-    for at in range(0, 4 * TRIES, 4):
-        area = width * height * _between(scale, u[at + _AREA])
-        aspect = math.exp(_between(log_aspect, u[at + _ASPECT]))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            return Box(int((width - w + 1) * u[at + _LEFT]), int((height - h + 1) * u[at + _TOP]), w, h)
-    return central_box(width, height, math.exp(log_aspect[0]), math.exp(log_aspect[1]))
-
-
-def central_box(width: int, height: int, least: float, most: float) -> Box:
-    """The largest central box whose aspect ratio (width over height) lies between ``least`` and ``most``."""
-    w, h = width, height
-    if width / height < least:
-        h = max(1, round(width / least))
-    elif width / height > most:
-        w = max(1, round(height * most))
-    return Box((width - w) // 2, (height - h) // 2, w, h)
-
-
-def jitter(image: Pixels, settings: ColorJitter, u: list[float]) -> Pixels:
-    """Brightness, contrast, saturation and hue in a random order; rounded and clamped after each."""
-    for operation in _ORDERS[int(u[_ORDER] * len(_ORDERS))]:
-        if operation == 0 and settings.brightness:
-            image = color.brightness(image, _around_one(settings.brightness, u[_BRIGHTNESS]))
-        elif operation == 1 and settings.contrast:
-            image = color.contrast(image, _around_one(settings.contrast, u[_CONTRAST]))
-        elif operation == 2 and settings.saturation:
-            image = color.saturation(image, _around_one(settings.saturation, u[_SATURATION]))
-        elif operation == 3 and settings.hue:
-            image = color.hue(image, _between((-settings.hue, settings.hue), u[_HUE]))
-    return image
+    def write(self, crop: Pixels, output: Crop) -> None:  # noqa: D102
+        output[:] = crop.transpose(2, 0, 1)
 
 
 def resized(image: Image.Image, box: Box, size: int) -> Pixels:
@@ -174,11 +141,3 @@ def resized(image: Image.Image, box: Box, size: int) -> Pixels:
         image = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
     # Not np.asarray: it asks Pillow for the same bytes in a roundabout way.
     return np.frombuffer(image.resize((size, size), _BICUBIC).tobytes(), dtype=np.uint8).reshape(size, size, -1)
-
-
-def _between(interval: tuple[float, float], u: float) -> float:
-    return interval[0] + (interval[1] - interval[0]) * u
-
-
-def _around_one(strength: float, u: float) -> float:
-    return _between((max(0.0, 1 - strength), 1 + strength), u)

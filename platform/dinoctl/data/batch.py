@@ -48,8 +48,13 @@ def to_batch(step: int, arrays: Arrays) -> Batch:
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
-    """The batch on another device; copies from pinned memory overlap with work there."""
-    return Batch(**{name: _moved(value, device) for name, value in vars(batch).items()})
+    """The batch on another device.
+
+    To a GPU by way of page-locked memory: from any other, a copy makes the host wait until it is through. Torch keeps
+    that memory and gives it out again only when the copies from it are done, so nothing is locked anew at every step.
+    """
+    target = torch.device(device)
+    return Batch(**{name: _moved(value, target) for name, value in vars(batch).items()})
 
 
 def normalise(crops: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
@@ -58,8 +63,12 @@ def normalise(crops: Tensor, mean: tuple[float, float, float], std: tuple[float,
     return crops.float().div_(scale).sub_(shift)
 
 
-def _moved(value: Any, device: torch.device | str) -> Any:
-    return value.to(device, non_blocking=True) if torch.is_tensor(value) else value
+def _moved(value: Any, device: torch.device) -> Any:
+    if not isinstance(value, Tensor) or value.device == device:
+        return value
+    if device.type == "cuda" and value.device.type == "cpu":
+        value = value.pin_memory()  # as it is if it is page-locked already
+    return value.to(device, non_blocking=True)
 
 
 @lru_cache(maxsize=16)

@@ -22,12 +22,12 @@ _LUMA = np.array([19595, 38470, 7471], dtype=np.uint32)  # ITU-R 601-2 in 16-bit
 
 def brightness(image: Pixels, factor: float) -> Pixels:
     """0 is black, 1 the image."""
-    return _looked_up(_toward(0, factor), image)
+    return _looked_up(toward(0, factor), image)
 
 
 def contrast(image: Pixels, factor: float) -> Pixels:
     """0 is the mean grey of the image everywhere, 1 the image."""
-    return _looked_up(_toward(int(gray(image).mean() + 0.5), factor), image)
+    return _looked_up(toward(int(gray(image).mean() + 0.5), factor), image)
 
 
 def saturation(image: Pixels, factor: float) -> Pixels:
@@ -69,10 +69,10 @@ def grayscale(image: Pixels) -> Pixels:
 
 def solarize(image: Pixels, threshold: int = 128) -> Pixels:
     """Values from ``threshold`` on are inverted."""
-    return _looked_up(_solarized(threshold), image)
+    return _looked_up(solarized(threshold), image)
 
 
-def _toward(constant: int, factor: float) -> NDArray[np.uint8]:
+def toward(constant: int, factor: float) -> NDArray[np.uint8]:
     """Table of Pillow's blend of a constant with every level: single precision, clamped, then truncated."""
     return _clamped((_LEVELS - np.float32(constant)) * np.float32(factor) + np.float32(constant))
 
@@ -89,5 +89,6 @@ def _clamped(values: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 @lru_cache(maxsize=8)
-def _solarized(threshold: int) -> NDArray[np.uint8]:
+def solarized(threshold: int) -> NDArray[np.uint8]:
+    """Table of `solarize`."""
     return np.array([level if level < threshold else 255 - level for level in range(256)], dtype=np.uint8)

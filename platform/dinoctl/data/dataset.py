@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 from google_crc32c import value as crc32c
@@ -15,6 +17,7 @@ from dinoctl.data.index import Index, open_index
 from dinoctl.data.manifest import Manifest, SplitInfo, read_manifest
 from dinoctl.data.storage import Storage, open_storage
 
+Decoded = TypeVar("Decoded")
 _ATTEMPTS = 3  # wrong bytes may be the network's fault: read again before calling a sample broken
 
 
@@ -90,7 +93,11 @@ class Dataset:
         )
 
     def image(self, i: int) -> Image.Image:
-        """Sample ``i`` decoded, of mode RGB or L.
+        """Sample ``i`` decoded, of mode RGB or L; raises as `decoded` does."""
+        return self.decoded(i, open_image)
+
+    def decoded(self, i: int, decode: Callable[[bytes], Decoded]) -> Decoded:
+        """What ``decode`` makes of the bytes of sample ``i``.
 
         Raises:
             DataError: the bytes are corrupt or no image; names the sample.
@@ -98,7 +105,7 @@ class Dataset:
         """
         data = self.read(i)
         try:
-            return open_image(data)
+            return decode(data)
         except DataError as error:
             raise DataError(f"{self.uri}: sample {i} of {self.split!r}: {error}") from error
 

@@ -111,6 +111,12 @@ class Augmentation(Section):
     solarize: Probability = paper(
         0.2, "Chance to solarize the second global crop (threshold 128).", "code augmentations.py"
     )
+    backend: Literal["fast", "exact"] = choice(
+        "fast",
+        "Who does the pixel work in training. exact: Pillow, the pixels of the released augmentation, several times "
+        "slower. fast: libjpeg-turbo and OpenCV, with the same boxes, decisions and order, and pixels that differ by "
+        "half a level of 255 on average (bicubic resizing and hue; the rest is equal but for roundings).",
+    )
     aspect: PositiveInterval = paper(
         (0.75, 1.3333333333333333), "Width over height of a crop before resizing.", "torchvision default"
     )

@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from dinoctl.data import augment, color
+from dinoctl.data import augment, color, distort
 from dinoctl.data.augment import MultiCrop
 from dinoctl.data.batch import normalise
 from dinoctl.data.blur import gaussian_blur
@@ -60,7 +60,7 @@ def test_distortions_are_applied_as_listed() -> None:
     start = augment.resized(image, box, view.size)
     operations: dict[str, Callable[[Pixels], Pixels]] = {
         "horizontalFlip": lambda x: x[:, ::-1],
-        "colorJitter": lambda x: augment.jitter(x, ALWAYS.color_jitter, u),
+        "colorJitter": lambda x: distort.jitter(x, ALWAYS.color_jitter, u),
         "grayscale": color.grayscale,
         "blur": lambda x: gaussian_blur(x, 9, 1.0),
         "solarize": color.solarize,

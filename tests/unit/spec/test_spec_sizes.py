@@ -104,18 +104,21 @@ def test_the_order_of_distortions(workshop: Workshop) -> None:
 
 
 def test_options_left_alone_leave_the_hash_alone(workshop: Workshop) -> None:
-    """Hashes of documents that were made before these options came."""
+    """Hashes of documents that were made before these options came, when the exact backend was the only one."""
     base = "pretrain: {data: {source: x}"
-    released = "crops: {augmentation: {order: [horizontalFlip, colorJitter, grayscale, blur, solarize]}}"
+    released = (
+        "crops: {augmentation: {backend: exact, order: [horizontalFlip, colorJitter, grayscale, blur, solarize]}}"
+    )
 
     def digest(text: str) -> str:
         return spec_hash(workshop.resolve(document("a", text))["a"].spec, {})
 
-    plain = digest(base + "}")
+    plain = digest(base + ", crops: {augmentation: {backend: exact}}}")
     assert plain == HASH_BEFORE
+    assert digest(base + "}") == digest(base + ", crops: {augmentation: {backend: fast}}}") != plain
     assert digest(f"{base}, {released}}}") == plain
-    assert digest(f"{base}, crops: {{augmentation: {{blur: {{behaviour: released}}}}}}}}") == plain
-    assert digest(f"{base}, crops: {{augmentation: {{blur: {{behaviour: intended}}}}}}}}") != plain
+    assert digest(f"{base}, crops: {{augmentation: {{backend: exact, blur: {{behaviour: released}}}}}}}}") == plain
+    assert digest(f"{base}, crops: {{augmentation: {{backend: exact, blur: {{behaviour: intended}}}}}}}}") != plain
     other = released.replace("blur, solarize", "solarize, blur")
     assert digest(f"{base}, {other}}}") != plain
     assert digest(f"{base}, crops: {{sizes: [{{global: 224}}, {{global: 238}}]}}}}") != plain
