@@ -43,18 +43,20 @@ class Packed:
     bad: list[BadFile] = field(default_factory=list)
     etag: str | None = None
     """Of the shard on a bucket: whether it is still the one that was written."""
+    labels: list[str | None] = field(default_factory=list)
+    """Of the rows, as text, where numbers are given only when all are known."""
 
     def record(self) -> bytes:
         """As the journal has it."""
-        content = {"shard": vars(self.shard), "rows": self.rows, "bad": self.bad, "etag": self.etag}
-        return json.dumps(content).encode()
+        return json.dumps({**vars(self), "shard": vars(self.shard)}).encode()
 
 
 def parse_record(data: bytes) -> Packed:
     """A record of the journal."""
     content = json.loads(data)
     rows = [Row(*row) for row in content["rows"]]
-    return Packed(ShardInfo(**content["shard"]), rows, [BadFile(*bad) for bad in content["bad"]], content.get("etag"))
+    bad = [BadFile(*bad) for bad in content["bad"]]
+    return Packed(ShardInfo(**content["shard"]), rows, bad, content.get("etag"), content.get("labels", []))
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,9 @@ class Build:
         """Write the index of a split."""
         return writer.finish(self.storage, *self._index_files(split))
 
-    def info(self, split: str, made: Written, shards: list[ShardInfo], classes: list[str] | None) -> SplitInfo:
+    def info(
+        self, split: str, made: Written, shards: list[ShardInfo], classes: list[str] | None, root: str | None = None
+    ) -> SplitInfo:
         """What the manifest says of a split."""
         index, keys = self._index_files(split)
         return SplitInfo(
@@ -128,6 +132,7 @@ class Build:
             index_sums_sha256=made.sums_sha256,
             keys=keys,
             keys_sha256=made.keys_sha256,
+            root=root,
         )
 
     def write_bad(self, bad: list[BadFile]) -> None:

@@ -72,6 +72,17 @@ class IndexWriter(AbstractContextManager["IndexWriter"]):
         while len(self._pending) >= _GROUP:
             self._flush(_GROUP)
 
+    def relabel(self, numbers: Sequence[int]) -> None:
+        """Replace each label n that is not -1 by ``numbers[n]``."""
+        self._rows.flush()
+        if not self._samples:
+            return
+        rows = np.memmap(self._rows, DTYPE, mode="r+", offset=len(header(0)), shape=(self._samples,))
+        table = np.array([*numbers, -1], np.int32)  # the last one is also number -1
+        for at in range(0, self._samples, _GROUP):
+            rows["label"][at : at + _GROUP] = table[rows["label"][at : at + _GROUP]]
+        rows.flush()
+
     def finish(self, storage: Storage, index: str, keys: str) -> Written:
         """Write both files below a storage; the rows' bytes depend on the rows alone."""
         if self._pending:
@@ -108,7 +119,7 @@ class IndexWriter(AbstractContextManager["IndexWriter"]):
 
     def _temporary(self) -> BinaryIO:
         self._scratch.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryFile(dir=self._scratch)  # type: ignore[return-value]
+        return tempfile.TemporaryFile(dir=self._scratch)
 
     def _guarded(self, write: Any) -> None:
         try:
