@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import mmap
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +45,8 @@ BLOCK = 2**16
 SMALL = 2**26
 """Bytes up to which an index is verified whole when it is opened."""
 _SAMPLED = 2**17
+_TRIM = 2048
+"""Looks after which touched pages are let go; each may have made 64 KiB resident."""
 
 
 class Row(NamedTuple):
@@ -100,9 +103,12 @@ class Blocks:
 class Index:
     """A split's index: records that lie in a mapped file or in memory."""
 
-    def __init__(self, rows: NDArray[Any], keys: Keys, blocks: Blocks | None = None) -> None:
-        self._rows, self._keys, self._blocks = rows, keys, blocks
+    def __init__(
+        self, rows: NDArray[Any], keys: Keys, blocks: Blocks | None = None, mapping: mmap.mmap | None = None
+    ) -> None:
+        self._rows, self._keys, self._blocks, self._mapping = rows, keys, blocks, mapping
         self._head = len(header(0))
+        self._looks = 0
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -121,6 +127,9 @@ class Index:
         if self._blocks:
             start = self._head + first * DTYPE.itemsize
             self._blocks.check(start, start + count * DTYPE.itemsize)
+        self._looks += 1
+        if self._mapping and self._looks % _TRIM == 0:
+            self._mapping.madvise(mmap.MADV_DONTNEED)  # they stay in the system's cache, and come back when touched
 
     def column(self, name: str) -> NDArray[Any]:
         """A column, shape (samples,), with all rows verified."""
@@ -193,8 +202,9 @@ def _mapped(path: Path, place: str, split: SplitInfo, keys: Keys) -> Index:
     blocks.check(0, body if body <= SMALL else head)
     if not split.samples:
         return Index(np.empty(0, DTYPE), keys, blocks)
-    rows = np.memmap(path, DTYPE, mode="r", offset=head, shape=(split.samples,))
-    return Index(np.asarray(rows), keys, blocks)
+    with path.open("rb") as file:
+        mapping = mmap.mmap(file.fileno(), body, access=mmap.ACCESS_READ)
+    return Index(np.frombuffer(mapping, DTYPE, split.samples, head), keys, blocks, mapping)
 
 
 def _from_parquet(storage: Storage, split: SplitInfo) -> Index:

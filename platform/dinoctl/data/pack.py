@@ -132,9 +132,8 @@ def _check_rate(build: Build, bad: list[BadFile], samples: int, max_bad_rate: fl
     if len(bad) <= max_bad_rate * samples:
         return
     build.write_bad(bad)
-    raise DataError(
-        f"{too_many(bad, samples, max_bad_rate, build.storage.uri)}; remove them or raise pack.maxBadRate (--max-bad-rate)"
-    )
+    what = too_many(bad, samples, max_bad_rate, build.storage.uri)
+    raise DataError(f"{what}; remove them or raise pack.maxBadRate (--max-bad-rate)")
 
 
 def too_many(bad: list[BadFile], samples: int, max_bad_rate: float, uri: str) -> str:
