@@ -76,9 +76,7 @@ def make(root: Path, rows: int) -> None:
             table["label"] = draw.integers(0, 1000, len(number))
             writer.add_columns([f"{i:09d}" for i in number.tolist()], table)
         made = build.write_index("train", writer)
-    shards = [
-        ShardInfo(f"train/shard-{i:06d}.tar", PER_SHARD * LENGTH + 1024, i) for i in range(-(-rows // PER_SHARD))
-    ]
+    shards = [ShardInfo(f"train/shard-{i:06d}.tar", PER_SHARD * LENGTH + 1024, i) for i in range(-(-rows // PER_SHARD))]
     split = build.info("train", made, shards, [str(i) for i in range(1000)])
     Manifest({"train": split}).write(build.storage)
 
@@ -135,8 +133,10 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--rows", type=int, nargs="+", default=[10**6, 10**7, 10**8])
     arguments = parser.parse_args()
-    print("| samples | index | written in | open, cold | open, warm | MB before | opened | 20,000 read | PSS of one of two "
-          "| first reads, cold | first reads, warm | again |")
+    print(
+        "| samples | index | written in | open, cold | open, warm | MB before | opened | 20,000 read | PSS, two "
+        "| first reads, cold | first reads, warm | again |"
+    )
     print("|" + "---:|" * 12)
     for rows in arguments.rows:
         root = Path(tempfile.mkdtemp(dir=arguments.directory))

@@ -44,13 +44,16 @@ def open_set(storage: Storage, kind: str, keys: Keys, splits: Mapping[str, str])
     """
     if kind not in FORMATS:
         raise DataError(f"{kind!r} is not a format of shards; use {', '.join(FORMATS)}")
+    root = storage.local_path("")
+    if root is not None and not root.is_dir():
+        raise DataError(f"{root}: is not a directory; give the one that holds the shards")
     try:
         indexes = (
             [one for one in listed(storage) if PurePosixPath(one.key).name == _INDEX] if kind != "webdataset" else []
         )
         found = _indexed(storage, indexes, kind, keys) if indexes else _tars(storage, kind, keys)
     except NotFoundError as error:
-        raise DataError(f"{storage.uri}: {error}") from error
+        raise DataError(f"{error}; check the path") from error
     if not found.shards:
         raise DataError(
             f"{storage.uri}: no .tar there, and no {_INDEX} of MDS or LitData shards; check the path, or use "
@@ -60,9 +63,6 @@ def open_set(storage: Storage, kind: str, keys: Keys, splits: Mapping[str, str])
 
 
 def _tars(storage: Storage, kind: str, keys: Keys) -> ShardSet:
-    root = storage.local_path("")
-    if root is not None and not root.is_dir():
-        raise DataError(f"{root}: is not a directory; give the one that holds the shards")
     shards = tars.find(storage) if kind in ("auto", "webdataset") else []
     layout = tars.Tars(keys.label, labels=keys.labels)
     return ShardSet(shards, [layout] * len(shards))

@@ -95,5 +95,6 @@ def _members(file: Window) -> Iterator[tuple[str, int, int]]:
             end = archive.offset
     except tarfile.TarError as error:
         raise DataError(f"{file.place}: is not a whole tar file ({error}); fetch it again or remove it") from error
-    if any(file.read(end, end + tarfile.BLOCKSIZE)):
-        raise DataError(f"{file.place}: is damaged at byte {end}; fetch it again or remove it")
+    if file.read(end, end + tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        how = "is damaged at" if end < file.size else "is cut off (no end mark) at"
+        raise DataError(f"{file.place}: {how} byte {end}; fetch it again or remove it")
