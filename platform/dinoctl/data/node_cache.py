@@ -1,7 +1,8 @@
 """Files of a bucket that every process of a node needs, fetched once: named by their hash, so never out of date.
 
-They lie in ``$DINOCTL_CACHE_DIR``, by default ``~/.cache/dinoctl``. A file appears whole, by renaming; of processes
-that come at the same time one fetches and the others wait, and if it is killed, another takes over.
+They lie in ``$DINOCTL_CACHE_DIR``, by default ``~/.cache/dinoctl``, or where that cannot be written, in the directory
+for temporary files. A file appears whole, by renaming; of processes that come at the same time one fetches and the
+others wait, and if it is killed, another takes over.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +29,15 @@ def cache_dir() -> Path:
     chosen = os.environ.get("DINOCTL_CACHE_DIR")
     if chosen:
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dinoctl"
+    try:
+        usual = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "dinoctl"
+        usual.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        pass  # no home, or a read-only one, as containers have it
+    else:
+        if os.access(usual, os.W_OK):
+            return usual
+    return Path(tempfile.gettempdir()) / f"dinoctl-{os.getuid()}"
 
 
 def cached(storage: Storage, key: str, sha256: str, size: int) -> Path:

@@ -181,7 +181,7 @@ print(int(index.column("offset").sum()))
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DINOCTL_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -230,6 +230,18 @@ def test_an_index_that_changed_on_the_bucket_is_refused(s3: str, s3_server: S3Se
     client.put_object(Bucket=bucket, Key="train/index.npy", Body=bytes(data[:-4]))
     with pytest.raises(DataError, match=r"train/index\.npy: differs from what was packed"):
         opened(s3)
+
+
+def test_without_a_home_the_temporary_directory_will_do(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(s3)
+    (tmp_path / "file").write_text("no directory can be made in it")
+    monkeypatch.delenv("DINOCTL_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    assert len(opened(s3)) == ROWS
+    assert len(kept(tmp_path / "tmp" / f"dinoctl-{os.getuid()}")) == 1
 
 
 def test_a_cache_that_cannot_be_written_says_what_to_do(s3: str, cache: Path) -> None:
