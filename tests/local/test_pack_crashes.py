@@ -25,7 +25,9 @@ import json, os, signal, sys
 from dinoctl.data import indexing, pack, storage
 from dinoctl.data.local import LocalStorage
 from dinoctl.data.s3 import S3Storage
+import pyarrow
 
+pyarrow.array(["x"])  # imports much: once here, not in every child
 s = json.loads(sys.argv[1])
 kind = S3Storage if s["out"].startswith("s3://") else LocalStorage
 plain, plain_delete = kind.write_chunks, kind.delete_prefix
@@ -162,7 +164,7 @@ def test_killed_at_writes_to_a_bucket(
         source, shard = tmp_path / "large", 30 * 2**20
         for number in range(5):
             picture(source / f"{number}.png", number, side=1700)
-    moments = killed_at_every_write(command=command, source=str(source), out=f"{s3}/x", shard=shard, stride=4)
+    moments = killed_at_every_write(command=command, source=str(source), out=f"{s3}/x", shard=shard, stride=8)
     assert len(moments) > 8
     whole = objects_of(s3_server, s3, "x/whole")
     assert "dataset.json" in whole
