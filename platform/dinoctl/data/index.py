@@ -136,6 +136,20 @@ class Index:
         self.check(0, len(self))
         return self.unchecked(name)
 
+    def starts(self, shards: int) -> NDArray[np.int64]:
+        """The first row of each of so many shards, and behind them the number of rows, shape (shards + 1,).
+
+        By bisection: `np.searchsorted` would copy the whole column out of the file.
+        """
+        column, numbers = self.unchecked("shard"), np.arange(shards + 1)
+        low, high = np.zeros(shards + 1, np.int64), np.full(shards + 1, len(self), np.int64)
+        while (open_ := low < high).any():
+            middle = (low + high) // 2
+            before = np.zeros(shards + 1, bool)
+            before[open_] = column[middle[open_]] < numbers[open_]
+            low, high = np.where(open_ & before, middle + 1, low), np.where(open_ & ~before, middle, high)
+        return low
+
     def some(self, name: str) -> NDArray[Any]:
         """The first 131,072 values of a column: packing shuffles, so they stand for all."""
         count = min(_SAMPLED, len(self))

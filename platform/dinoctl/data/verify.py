@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 from google_crc32c import value
 
@@ -71,15 +72,13 @@ def _present(place: Storage, split: SplitInfo) -> None:
 
 def _read(place: Storage, split: SplitInfo, index: Index) -> Iterator[int]:
     """Bytes of each shard that turned out whole."""
-    at = 0
-    numbers = index.column("shard")
-    for number, shard in enumerate(split.shards):
-        end = int(numbers.searchsorted(number, "right"))
+    index.check(0, len(index))
+    starts = index.starts(len(split.shards)).tolist()
+    for shard, (first, end) in zip(split.shards, pairwise(starts), strict=True):
         if shard.crc32c is None:
-            _samples(place, shard, index, range(at, end))
+            _samples(place, shard, index, range(first, end))
         elif crc32c_of(place, shard.path, shard.bytes) != shard.crc32c:
             raise DataError(f"{place.uri}/{shard.path}: is damaged (its checksum differs); bring a good copy back")
-        at = end
         yield shard.bytes
 
 

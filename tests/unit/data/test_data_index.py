@@ -65,6 +65,13 @@ def test_rows_come_back(tmp_path: Path, rows: int) -> None:
     assert len(index.some("width")) == min(rows, 2**17)
 
 
+@pytest.mark.parametrize(("rows", "shards"), [(0, 0), (0, 3), (1, 1), (950, 10), (950, 14), (ROWS, 70)])
+def test_where_shards_begin(tmp_path: Path, rows: int, shards: int) -> None:
+    written(str(tmp_path), rows)
+    starts = opened(str(tmp_path)).starts(shards)
+    assert starts.tolist() == [min(100 * number, rows) for number in range(shards + 1)]
+
+
 def test_file_is_an_array_for_everybody(tmp_path: Path) -> None:
     written(str(tmp_path))
     array = np.load(tmp_path / "train" / "index.npy", mmap_mode="r")
