@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -19,8 +20,12 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 @pytest.fixture
-def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
-    """``s3://bucket`` of a bucket of this test alone, found by this process through its environment."""
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """``s3://bucket`` of a bucket of this test alone, found by this process through its environment.
+
+    What a node keeps of it lies in a directory of the test, not in the user's cache.
+    """
+    monkeypatch.setenv("DINOCTL_CACHE_DIR", str(tmp_path / "node-cache"))
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     return s3_server.bucket(f"test-{uuid.uuid4().hex[:20]}")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -35,9 +36,23 @@ class Finding:
     fix: str = ""
 
 
-def doctor(state_dir: State = STATE_DEFAULT, output: Output = Format.TABLE) -> None:
+def doctor(
+    state_dir: State = STATE_DEFAULT,
+    output: Output = Format.TABLE,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="Verify this packed or indexed dataset instead.", metavar="URI")
+    ] = None,
+    shards: Annotated[bool, typer.Option("--shards", help="Of the dataset: read all shards too.")] = False,
+) -> None:
     """Check this machine: packages, disk, memory, shared memory, ports, accelerators, storage credentials."""
-    findings = [check(state_dir) for check in _CHECKS]
+    if dataset is not None:
+        from dinoctl.cli.bar import counted
+        from dinoctl.data.verify import verify
+
+        with counted("reading", "bytes") as progress:
+            findings = [Finding("dataset", True, verify(dataset, shards=shards, progress=progress))]
+    else:
+        findings = [check(state_dir) for check in _CHECKS]
     if output is Format.JSON:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:

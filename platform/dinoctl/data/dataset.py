@@ -30,11 +30,11 @@ class Dataset:
         self.hash = f"{manifest.hash}:{split}"
         """Identity of the content: the dataset's hash and the split's name."""
         self.info: SplitInfo = manifest.splits[split]
-        self._storage = storage
+        self._storage = open_storage(self.info.root) if self.info.root else storage
         self._index = index
         self._shards = [shard.path for shard in self.info.shards]
         names = ("shard", "offset", "length", "crc32c")
-        self._shard, self._offset, self._length, self._crc = (index.column(name) for name in names)
+        self._shard, self._offset, self._length, self._crc = (index.unchecked(name) for name in names)
 
     @staticmethod
     def open(uri: str, split: str = "train") -> Dataset:
@@ -83,6 +83,7 @@ class Dataset:
             DataError: the bytes are not the ones that were packed.
             StorageError: the shard cannot be read.
         """
+        self._index.check(i)
         path, start, length = self._shards[self._shard[i]], int(self._offset[i]), int(self._length[i])
         for _ in range(_ATTEMPTS):
             data = self._storage.read(path, start, start + length)

@@ -1,34 +1,52 @@
-"""The offset index of a split: one row a sample, a Parquet file with the columns of `SCHEMA`.
+"""The offset index of a split: one row a sample, in shard order, then offset order.
 
-The rows are in shard order, then offset order: consecutive samples lie side by side, one range read fetches a run.
+The file is a NumPy ``.npy`` of `DTYPE` records, 32 bytes a sample, that is memory-mapped and never decoded: opening
+costs the same for a thousand samples and for a billion, and what processes of a node touch they share. Behind the
+array, where NumPy does not look, lies the CRC-32C (uint32, little-endian) of every 64 KiB of what comes before it.
+``dataset.json`` holds the hash of these sums, so opening verifies them and no more; each block is compared with its sum
+when it is first used. An index of up to `SMALL` bytes is verified whole at once. Keys are in a Parquet file of their
+own, because hardly anybody asks for them.
+
+Neighbours in the index are neighbours in a shard: one range read fetches a run. Datasets packed before this format
+have all columns in one Parquet file and are opened by decoding it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import mmap
+import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
-import pyarrow.parquet as pq  # type: ignore[import-untyped, unused-ignore]
+import numpy as np
+from google_crc32c import value as crc32c
 from numpy.typing import NDArray
 
 from dinoctl.data.errors import DataError
 from dinoctl.data.manifest import SplitInfo
+from dinoctl.data.node_cache import cached
 from dinoctl.data.storage import Storage
 
-SCHEMA = pa.schema(
+DTYPE = np.dtype(
     [
-        ("key", pa.string()),
-        ("shard", pa.int32()),
-        ("offset", pa.int64()),  # of the image bytes in the shard
-        ("length", pa.int32()),
-        ("crc32c", pa.uint32()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("label", pa.int32()),  # -1: none
+        ("shard", "<i4"),
+        ("offset", "<i8"),  # of the image bytes in the shard
+        ("length", "<i4"),
+        ("crc32c", "<u4"),
+        ("width", "<i4"),
+        ("height", "<i4"),
+        ("label", "<i4"),  # -1: none
     ]
 )
+BLOCK = 2**16
+"""Bytes that one checksum covers."""
+SMALL = 2**26
+"""Bytes up to which an index is verified whole when it is opened."""
+_SAMPLED = 2**17
+_TRIM = 2048
+"""Looks after which touched pages are let go; each may have made 64 KiB resident."""
 
 
 class Row(NamedTuple):
@@ -44,60 +62,177 @@ class Row(NamedTuple):
     label: int
 
 
-def encode(rows: list[Row]) -> bytes:
-    """The rows as the bytes of a Parquet file."""
-    columns = list(zip(*rows, strict=True)) if rows else [()] * len(SCHEMA)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+def header(rows: int) -> bytes:
+    """What a ``.npy`` file of so many rows begins with; its length does not depend on their number."""
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA), sink, compression="zstd", row_group_size=2**17)
+    about = {"descr": np.lib.format.dtype_to_descr(DTYPE), "fortran_order": False, "shape": (rows,)}
+    np.lib.format.write_array_header_1_0(sink, about)
     return sink.getvalue()
 
 
+class Blocks:
+    """The bytes that rows lie in, compared with their checksums when they are first used."""
+
+    def __init__(self, path: Path, place: str, body: int, sums_sha256: str) -> None:
+        """``body`` is the number of bytes before the sums. Raises `DataError` when the sums are not the right ones."""
+        self._file = path.open("rb", buffering=0)
+        self._place, self._body = place, body
+        count = -(-body // BLOCK)
+        sums = self._at(body, body + 4 * count)
+        if hashlib.sha256(sums).hexdigest() != sums_sha256:
+            raise self._changed()
+        self._sums = np.frombuffer(sums, "<u4")
+        self._seen = bytearray(count)
+
+    def check(self, start: int, end: int) -> None:
+        """Verify the blocks of bytes [start, end) that were not verified yet."""
+        for block in range(start // BLOCK, -(-end // BLOCK)):
+            if not self._seen[block]:
+                # pread, not the mapping: what is looked at once must not become resident.
+                if crc32c(self._at(block * BLOCK, min((block + 1) * BLOCK, self._body))) != self._sums[block]:
+                    raise self._changed()
+                self._seen[block] = 1
+
+    def _at(self, start: int, end: int) -> bytes:
+        return os.pread(self._file.fileno(), end - start, start)
+
+    def _changed(self) -> DataError:
+        return differs(self._place)
+
+
 class Index:
-    """A split's index, columns as numpy arrays.
+    """A split's index: records that lie in a mapped file or in memory."""
 
-    Local files are memory-mapped while they are decoded; a column is decoded when it is first used.
-    """
-
-    def __init__(self, table: Any, place: str) -> None:
-        missing = [name for name in SCHEMA.names if name not in table.schema.names]
-        if missing:
-            raise DataError(f"{place}: column {missing[0]!r} is missing; pack the dataset again")
-        self._file = table
-        self._columns: dict[str, NDArray[Any]] = {}
+    def __init__(
+        self, rows: NDArray[Any], keys: Keys, blocks: Blocks | None = None, mapping: mmap.mmap | None = None
+    ) -> None:
+        self._rows, self._keys, self._blocks, self._mapping = rows, keys, blocks, mapping
+        self._head = len(header(0))
+        self._looks = 0
 
     def __len__(self) -> int:
-        return int(self._file.metadata.num_rows)
+        return len(self._rows)
+
+    def unchecked(self, name: str) -> NDArray[Any]:
+        """A column, shape (samples,), as a view into the file: `check` the rows before you believe them."""
+        column: NDArray[Any] = self._rows[name]
+        return column
+
+    def check(self, first: int, count: int = 1) -> None:
+        """Verify that rows are what was packed; cheap where it was done before.
+
+        Raises:
+            DataError: they are not.
+        """
+        if self._blocks:
+            start = self._head + first * DTYPE.itemsize
+            self._blocks.check(start, start + count * DTYPE.itemsize)
+        self._looks += 1
+        if self._mapping and self._looks % _TRIM == 0:
+            self._mapping.madvise(mmap.MADV_DONTNEED)  # they stay in the system's cache, and come back when touched
 
     def column(self, name: str) -> NDArray[Any]:
-        """A numeric column, shape (samples,), of the type in `SCHEMA`."""
-        if name not in self._columns:
-            self._columns[name] = self._file.read(columns=[name]).column(0).to_numpy()
-        return self._columns[name]
+        """A column, shape (samples,), with all rows verified."""
+        self.check(0, len(self))
+        return self.unchecked(name)
+
+    def starts(self, shards: int) -> NDArray[np.int64]:
+        """The first row of each of so many shards, and behind them the number of rows, shape (shards + 1,).
+
+        By bisection: `np.searchsorted` would copy the whole column out of the file.
+        """
+        column, numbers = self.unchecked("shard"), np.arange(shards + 1)
+        low, high = np.zeros(shards + 1, np.int64), np.full(shards + 1, len(self), np.int64)
+        while (open_ := low < high).any():
+            middle = (low + high) // 2
+            before = np.zeros(shards + 1, bool)
+            before[open_] = column[middle[open_]] < numbers[open_]
+            low, high = np.where(open_ & before, middle + 1, low), np.where(open_ & ~before, middle, high)
+        return low
 
     def some(self, name: str) -> NDArray[Any]:
-        """The first 131,072 values of a numeric column: packing shuffles, so they stand for all."""
-        if len(self) == 0:
-            return self.column(name)
-        values: NDArray[Any] = self._file.read_row_group(0, columns=[name]).column(0).to_numpy()
-        return values
+        """The first 131,072 values of a column: packing shuffles, so they stand for all."""
+        count = min(_SAMPLED, len(self))
+        self.check(0, count)
+        return self.unchecked(name)[:count]
 
     def keys(self) -> list[str]:
         """The keys of all samples."""
-        keys: list[str] = self._file.read(columns=["key"]).column(0).to_pylist()
+        return self._keys.read()
+
+
+class Keys:
+    """The keys of a split, read when they are asked for."""
+
+    def __init__(self, storage: Storage, path: str, sha256: str) -> None:
+        self._storage, self._path, self._sha256 = storage, path, sha256
+
+    def read(self) -> list[str]:
+        """All keys, in the order of the rows."""
+        keys: list[str] = self.table("key").column(0).to_pylist()
         return keys
+
+    def table(self, *columns: str) -> Any:
+        """Columns of the Parquet file, verified."""
+        import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
+        import pyarrow.parquet as pq  # type: ignore[import-untyped, unused-ignore]
+
+        data = self._storage.read(self._path)
+        if hashlib.sha256(data).hexdigest() != self._sha256:
+            raise differs(f"{self._storage.uri}/{self._path}")
+        return pq.read_table(pa.BufferReader(data), columns=list(columns))
 
 
 def open_index(storage: Storage, split: SplitInfo) -> Index:
-    """Open and verify the index of a split.
+    """Open the index of a split and verify it as far as the module says.
+
+    On a bucket the file is fetched once a node, into its cache, and verified whole on the way.
 
     Raises:
         DataError: the file is not the one that was packed.
         StorageError: it cannot be read.
     """
-    place = f"{storage.uri}/{split.index}"
+    if split.index_sums_sha256 is None or split.index_bytes is None or split.keys is None or split.keys_sha256 is None:
+        return _from_parquet(storage, split)
+    keys = Keys(storage, split.keys, split.keys_sha256)
+    if storage.size(split.index) != split.index_bytes:
+        raise differs(f"{storage.uri}/{split.index}")
     path = storage.local_path(split.index)
-    data = pa.memory_map(str(path)).read_buffer() if path and path.exists() else pa.py_buffer(storage.read(split.index))
-    if hashlib.sha256(data).hexdigest() != split.index_sha256:
-        raise DataError(f"{place}: differs from what was packed; restore the file or pack the dataset again")
-    return Index(pq.ParquetFile(pa.BufferReader(data)), place)
+    if path is not None:
+        return _mapped(path, str(path), split, keys)
+    path = cached(storage, split.index, split.index_sha256, split.index_bytes)
+    try:
+        return _mapped(path, str(path), split, keys)
+    except DataError:  # the copy was damaged after it was made
+        path.unlink(missing_ok=True)
+    path = cached(storage, split.index, split.index_sha256, split.index_bytes)
+    return _mapped(path, f"{storage.uri}/{split.index}", split, keys)
+
+
+def _mapped(path: Path, place: str, split: SplitInfo, keys: Keys) -> Index:
+    head = len(header(0))
+    body = head + split.samples * DTYPE.itemsize
+    blocks = Blocks(path, place, body, split.index_sums_sha256 or "")
+    blocks.check(0, body if body <= SMALL else head)
+    if not split.samples:
+        return Index(np.empty(0, DTYPE), keys, blocks)
+    with path.open("rb") as file:
+        mapping = mmap.mmap(file.fileno(), body, access=mmap.ACCESS_READ)
+    return Index(np.frombuffer(mapping, DTYPE, split.samples, head), keys, blocks, mapping)
+
+
+def _from_parquet(storage: Storage, split: SplitInfo) -> Index:
+    """An index of the former format, with all columns in memory."""
+    file = Keys(storage, split.index, split.index_sha256)
+    rows = np.empty(split.samples, DTYPE)
+    try:
+        for name in DTYPE.names or ():
+            rows[name] = file.table(name).column(0).to_numpy()
+    except (ValueError, KeyError) as error:
+        raise DataError(f"{storage.uri}/{split.index}: {error}; pack the dataset again") from error
+    return Index(rows, file)
+
+
+def differs(place: str) -> DataError:
+    """What to say of a file that is not the one it was."""
+    return DataError(f"{place}: differs from what was packed; restore the file or pack the dataset again")

@@ -13,7 +13,7 @@ from pathlib import Path
 from dinoctl.data.errors import DataError, NotFoundError, StorageError
 from dinoctl.data.storage import Entry, Storage
 
-_TEMPORARY = ".tmp-"  # what a killed writer leaves behind; never listed
+TEMPORARY = ".tmp-"  # what a killed writer leaves behind; never listed
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ABSENT = {errno.ENOENT, errno.ENOTDIR}
 _PIECE = 2**30  # one pread returns at most 2 GiB
@@ -92,7 +92,7 @@ class LocalStorage(Storage):
 
     def sweep(self) -> None:
         """See `Storage.sweep`."""
-        for path in self.root.rglob(f"{_TEMPORARY}*"):
+        for path in self.root.rglob(f"{TEMPORARY}*"):
             path.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
@@ -103,7 +103,7 @@ class LocalStorage(Storage):
     @contextmanager
     def _temporary(self, path: Path, chunks: Iterable[bytes]) -> Iterator[Path]:
         """A synced file beside ``path`` with the given content; gone afterwards unless it was renamed."""
-        temporary = path.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
         with _explained("write", path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -153,7 +153,7 @@ def _walk(root: Path, top: Path, seen: set[tuple[int, int]]) -> Iterator[Entry]:
     for child in children:
         if child.is_dir():
             yield from _walk(root, Path(child.path), seen)
-        elif not child.name.startswith(_TEMPORARY):
+        elif not child.name.startswith(TEMPORARY):
             yield Entry(os.path.relpath(child.path, root), _size(child))
 
 

@@ -11,10 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
+from dinoctl.data.building import BadFile
 from dinoctl.data.errors import DataError
 from dinoctl.data.keyed import text_digest
 from dinoctl.data.manifest import canonical
-from dinoctl.data.pack_shard import BadFile, Task, check
+from dinoctl.data.pack_shard import Task, check
 from dinoctl.data.sources import Source, SourceItem
 
 _THREADS = 16  # decoding leaves the interpreter lock, and a bucket's latency has to be hidden

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import json
+from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 from google_crc32c import extend, value
 
 from dinoctl.data import tar
+from dinoctl.data.building import JOURNAL, BadFile, Packed, parse_record, shard_path
 from dinoctl.data.decode import decode, dimensions
 from dinoctl.data.errors import DataError, NotFoundError
 from dinoctl.data.index import Row
+from dinoctl.data.listing import stored
 from dinoctl.data.manifest import ShardInfo
 from dinoctl.data.sources.base import SourceItem
 from dinoctl.data.sources.folder import SUFFIXES
 from dinoctl.data.storage import Storage, open_storage
 
-JOURNAL = "_pack/"
-"""Where an unfinished packing keeps its records; gone when the dataset is complete."""
-
-
-class BadFile(NamedTuple):
-    """A file that is not in the dataset, and why."""
-
-    path: str
-    reason: str
+_AHEAD = 2  # items on the way for each thread
 
 
 class Task(NamedTuple):
@@ -39,21 +33,12 @@ class Task(NamedTuple):
     @property
     def path(self) -> str:
         """Key of the tar."""
-        return f"{self.split}/shard-{self.number:06d}.tar"
+        return shard_path(self.split, self.number)
 
     @property
     def record(self) -> str:
         """Key of its record in the journal."""
         return f"{JOURNAL}{self.split}-{self.number:06d}.json"
-
-
-@dataclass
-class Packed:
-    """A shard that is finished: where it is, its rows of the index, what was left out."""
-
-    shard: ShardInfo
-    rows: list[Row] = field(default_factory=list)
-    bad: list[BadFile] = field(default_factory=list)
 
 
 class Image(NamedTuple):
@@ -116,20 +101,41 @@ class ShardPacker:
         seen = _Seen()
         self._storage.write_chunks(task.path, seen.through(self._members(task, packed, seen)))
         packed.shard = ShardInfo(task.path, seen.bytes, seen.crc)
-        self._storage.write(task.record, json.dumps(asdict(packed)).encode())
+        if self._storage.local_path(task.path) is None:
+            packed.etag = stored(self._storage, task.path).etag
+        self._storage.write(task.record, packed.record())
         return packed
 
     def _members(self, task: Task, packed: Packed, seen: _Seen) -> Iterator[bytes]:
-        for item in task.items:
-            try:
-                image = check(item, self._verify)
-            except DataError as error:
-                packed.bad.append(BadFile(item.path, str(error)))
+        for item, image in self._checked(task.items):
+            if isinstance(image, DataError):
+                packed.bad.append(BadFile(item.path, str(image)))
                 continue
             members, offset = tar.sample(item.key, image.suffix, image.data, item.label)
             packed.rows.append(_row(task, item, image, seen.bytes + offset))
             yield members
         yield tar.END
+
+    def _checked(self, items: list[SourceItem]) -> Iterator[tuple[SourceItem, Image | DataError]]:
+        """Items in order, several read at once where that hides a bucket's latency."""
+        threads = items[0].reader.threads
+        if threads == 1:
+            yield from ((item, self._outcome(item)) for item in items)
+            return
+        with ThreadPoolExecutor(threads) as pool:
+            waiting: deque[tuple[SourceItem, Future[Image | DataError]]] = deque()
+            for item in items:
+                waiting.append((item, pool.submit(self._outcome, item)))
+                if len(waiting) == _AHEAD * threads:
+                    first, image = waiting.popleft()
+                    yield first, image.result()
+            yield from ((item, image.result()) for item, image in waiting)
+
+    def _outcome(self, item: SourceItem) -> Image | DataError:
+        try:
+            return check(item, self._verify)
+        except DataError as error:
+            return error
 
 
 def _row(task: Task, item: SourceItem, image: Image, offset: int) -> Row:
@@ -156,25 +162,21 @@ def recorded(storage: Storage, task: Task) -> Packed | None:
     """The result of an earlier run if its record is there and the tar is what the record says."""
     try:
         packed = parse_record(storage.read(task.record))
-        size = storage.size(task.path)
+        now = stored(storage, task.path)
     except (NotFoundError, ValueError, KeyError, TypeError):
         return None
-    if size != packed.shard.bytes or not _intact(storage, packed.shard):
-        return None
-    return packed
+    return packed if now.size == packed.shard.bytes and _intact(storage, packed, now.etag) else None
 
 
-def parse_record(data: bytes) -> Packed:
-    """A record of the journal."""
-    content = json.loads(data)
-    rows = [Row(*row) for row in content["rows"]]
-    return Packed(ShardInfo(**content["shard"]), rows, [BadFile(*bad) for bad in content["bad"]])
+def _intact(storage: Storage, packed: Packed, etag: str | None) -> bool:
+    if storage.local_path(packed.shard.path) is None:
+        return etag == packed.etag  # an object appears whole or not at all: this says that it is still the same
+    return crc32c_of(storage, packed.shard.path, packed.shard.bytes) == packed.shard.crc32c
 
 
-def _intact(storage: Storage, shard: ShardInfo) -> bool:
-    if storage.local_path(shard.path) is None:
-        return True  # an object appears whole or not at all, and its size fits: not worth reading it back
+def crc32c_of(storage: Storage, path: str, size: int) -> int:
+    """CRC-32C of a whole file or object."""
     crc = 0
-    for start in range(0, shard.bytes, 2**24):
-        crc = extend(crc, storage.read(shard.path, start, min(start + 2**24, shard.bytes)))
-    return crc == shard.crc32c
+    for start in range(0, size, 2**24):
+        crc = extend(crc, storage.read(path, start, min(start + 2**24, size)))
+    return crc

@@ -36,14 +36,14 @@ def imported(*arguments: str) -> tuple[list[str], str]:
 def test_help_imports_nothing_heavy() -> None:
     modules, output = imported("--help")
     assert modules == []
-    commands = "run validate resolve schema status logs suspend resume cancel doctor export"
+    commands = "run validate resolve schema status logs suspend resume cancel doctor export pack index"
     for command in commands.split():
         assert command in output
     assert "submit" not in output
     assert "operator" not in output
 
 
-@pytest.mark.parametrize("command", ["run", "status", "logs", "suspend", "export"])
+@pytest.mark.parametrize("command", ["run", "status", "logs", "suspend", "export", "pack", "index"])
 def test_help_of_a_command_imports_nothing_heavy(command: str) -> None:
     modules, output = imported(command, "--help")
     assert set(modules) <= {"pydantic"}  # typer looks for its types when it is there

@@ -42,9 +42,9 @@ def test_short_and_missing_shards(copy: Path) -> None:
 
 
 def test_changed_index_and_manifest_are_refused(copy: Path) -> None:
-    flip(copy / "val" / "index.parquet", 100)
+    flip(copy / "val" / "index.npy", 100)
     assert len(Dataset.open(str(copy), "train")) == 1297
-    with pytest.raises(DataError, match=r"val/index.parquet: differs from what was packed"):
+    with pytest.raises(DataError, match=r"val/index.npy: differs from what was packed"):
         Dataset.open(str(copy), "val")
     manifest = json.loads((copy / "dataset.json").read_text())
     manifest["splits"]["train"]["samples"] = 7

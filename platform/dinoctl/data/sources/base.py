@@ -7,6 +7,8 @@ from typing import NamedTuple, Protocol
 
 from dinoctl.data.storage import Storage
 
+_REMOTE = 16  # a request waits some tens of milliseconds
+
 
 class SourceItem(NamedTuple):
     """One candidate for a sample. Nothing is read before `read`."""
@@ -29,6 +31,9 @@ class SourceItem(NamedTuple):
 
 class Reader(Protocol):
     """Reads items. Picklable and small, because items travel to child processes with it."""
+
+    threads: int
+    """How many reads at once are worth it."""
 
     def read(self, item: SourceItem) -> bytes:
         """Bytes of an item."""
@@ -53,6 +58,7 @@ class StorageReader:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
+        self.threads = _REMOTE if storage.local_path("") is None else 1
 
     def read(self, item: SourceItem) -> bytes:
         """Bytes of an item."""

@@ -21,6 +21,7 @@ class Digits:
     """All digits in scikit-learn's order, labelled 0 to 9."""
 
     sequential = False
+    threads = 1
 
     def __init__(self) -> None:
         from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]

@@ -51,6 +51,8 @@ class Parquet:
 class RowReader:
     """Reads image bytes by ``file#group:row``; keeps the last row group of each thread."""
 
+    threads = 1
+
     def __init__(self, storage: Storage, column: str) -> None:
         self._storage = storage
         self._column = column

@@ -1,0 +1,106 @@
+"""Files of a bucket that every process of a node needs, fetched once: named by their hash, so never out of date.
+
+They lie in ``$DINOCTL_CACHE_DIR``, by default ``~/.cache/dinoctl``, or where that cannot be written, in the directory
+for temporary files. A file appears whole, by renaming; of processes that come at the same time one fetches and the
+others wait, and if it is killed, another takes over.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from dinoctl.data.errors import DataError, StorageError
+from dinoctl.data.storage import Storage
+
+_PIECE = 8 * 2**20
+_THREADS = 8
+
+
+def cache_dir() -> Path:
+    """Where this node keeps what it fetched."""
+    chosen = os.environ.get("DINOCTL_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
+    try:
+        usual = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "dinoctl"
+        usual.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        pass  # no home, or a read-only one, as containers have it
+    else:
+        if os.access(usual, os.W_OK):
+            return usual
+    return Path(tempfile.gettempdir()) / f"dinoctl-{os.getuid()}"
+
+
+def cached(storage: Storage, key: str, sha256: str, size: int) -> Path:
+    """The local file with an object's content, fetched unless it is there.
+
+    Raises:
+        DataError: the object is not the one whose hash was given.
+        StorageError: it cannot be read, or the cache cannot be written.
+    """
+    path = cache_dir() / "files" / sha256
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if _there(path, size):
+            return path
+        with _locked(path.with_suffix(".lock")):
+            if not _there(path, size):
+                _fetch(storage, key, sha256, size, path)
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(
+            f"cannot keep {storage.uri}/{key} ({size / 2**20:.0f} MiB) in {path.parent}: {error.strerror}; "
+            "make room there, or set DINOCTL_CACHE_DIR to a directory on a larger disk of this machine"
+        ) from error
+    return path
+
+
+def _there(path: Path, size: int) -> bool:
+    return path.exists() and path.stat().st_size == size
+
+
+def _fetch(storage: Storage, key: str, sha256: str, size: int, path: Path) -> None:
+    for left in path.parent.glob(f"{path.name}.part-*"):  # of who was killed: we hold the lock
+        left.unlink(missing_ok=True)
+    temporary = path.with_suffix(f".part-{uuid.uuid4().hex}")
+    state = hashlib.sha256()
+    try:
+        with temporary.open("wb") as file:
+            for piece in _pieces(storage, key, size):
+                state.update(piece)
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        if state.hexdigest() != sha256:
+            raise DataError(
+                f"{storage.uri}/{key}: differs from what was packed; restore the file or pack the dataset again"
+            )
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _pieces(storage: Storage, key: str, size: int) -> Iterator[bytes]:
+    """The object in order, several pieces on the way at once and no more in memory."""
+    starts = range(0, size, _PIECE)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for at in range(0, len(starts), _THREADS):
+            yield from pool.map(lambda start: storage.read(key, start, start + _PIECE), starts[at : at + _THREADS])
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Held by one process of the node; the system lets go of it when the process dies."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
