@@ -274,6 +274,13 @@ def blank_network(config: ViTConfig, heads: Heads) -> Network:
         return build_network(config, heads)
 
 
+def blank_heads(width: int, heads: Heads) -> HeadPair:
+    """Heads alone, for tokens of `width`, as shapes; see `blank_network`."""
+    with torch.device("meta"):
+        dino = make_head(width, heads.dino, None)
+        return HeadPair(dino, None if heads.ibot is None else make_head(width, heads.ibot, None))
+
+
 def pretraining_learner(student: Network, losses: Losses) -> Learner:
     """The teacher starts as a copy of the student (before an engine shards it: placeholders have nothing to copy)."""
     return Learner(student, copy.deepcopy(student), None, losses)
@@ -343,12 +350,12 @@ def _check_pair(student: Network, teacher: HeadPair) -> None:
             "give the student's heads the teacher's numbers"
         )
     if isinstance(teacher, Network):
-        check_patches(student.backbone, teacher.backbone)
+        check_patches(student.backbone.config, teacher.backbone.config)
 
 
-def check_patches(student: VisionTransformer, teacher: VisionTransformer) -> None:
+def check_patches(student: ViTConfig, teacher: ViTConfig) -> None:
     """Raises ValueError unless the patch tokens of both pair up."""
-    patch, their_patch = student.config.patch_size, teacher.config.patch_size
+    patch, their_patch = student.patch_size, teacher.patch_size
     if patch != their_patch:
         raise ValueError(
             f"the student's patches have {patch} pixels, the teacher's {their_patch}: their patch grids differ, "
