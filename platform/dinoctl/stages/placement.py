@@ -1,5 +1,7 @@
 """Whether every worker has the whole of a distillation's frozen teacher: as the document says, or by memory."""
 
+from collections.abc import Iterable
+
 from torch import nn
 
 from dinoctl.spec.job import JobSpec
@@ -8,22 +10,21 @@ from dinoctl.spec.stages import Distill
 from dinoctl.training.engines.fill import Roster
 
 
-def whole_teacher(spec: JobSpec, learner: nn.Module, ranks: int, backbone: nn.Module | None = None) -> bool:
-    """For a learner with its ``ema`` still in place. ``ranks`` train together; ``backbone``: of a teacher that runs
-    beside the learner.
-    """
+def whole_teacher(spec: JobSpec, learner: nn.Module, ranks: int) -> bool:
+    """For a learner on ``ranks``, with its ``ema`` still in place."""
+    roster, sizes = Roster.of(learner), {name: p.numel() for name, p in learner.named_parameters()}
+    teacher, student = (sum(sizes[name] for name in names) for names in (roster.fixed, roster.trained))
+    return choose_whole(spec, teacher, [(student, ranks)])
+
+
+def choose_whole(spec: JobSpec, teacher: int, students: Iterable[tuple[int, int]]) -> bool:
+    """For a teacher of so many parameters; ``students``: parameters and ranks of each. One answer for all workers."""
     stage, compute = spec.stage, spec.compute
     if not isinstance(stage, Distill):
         return False
     if keeps_whole(compute.engine) or stage.teacher_placement != "auto":
         return keeps_whole(compute.engine) or stage.teacher_placement == "replicated"
-    roster = Roster.of(learner)
-    sizes = {name: p.numel() for name, p in learner.named_parameters()}
-    beside = sum(p.numel() for p in backbone.parameters()) if backbone is not None else 0
-    return fits_whole(
-        teacher=sum(sizes[name] for name in roster.fixed) + beside,
-        student=sum(sizes[name] for name in roster.trained),
-        ranks=ranks,
-        precision=compute.precision,
-        memory=compute.device_memory,
+    return all(
+        fits_whole(teacher=teacher, student=one, ranks=ranks, precision=compute.precision, memory=compute.device_memory)
+        for one, ranks in students
     )

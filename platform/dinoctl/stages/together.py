@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from dinoctl.data.batch import Batch
 from dinoctl.handover.attempt import Attempt
@@ -24,7 +24,7 @@ from dinoctl.stages.data import open_data
 from dinoctl.stages.finish import finish_together
 from dinoctl.stages.measure import check_gate
 from dinoctl.stages.models import OpenedModel, heads_like, student_config
-from dinoctl.stages.placement import whole_teacher
+from dinoctl.stages.placement import choose_whole
 from dinoctl.stages.recipe import Recipe
 from dinoctl.stages.train import Seat, fit, make_engine
 from dinoctl.training.context import Context
@@ -47,16 +47,9 @@ def train_together(attempt: Attempt, context: Context, stage: Distill, teacher: 
     learner, tensors = learner_of(attempt, own, teacher, HeadPair(frozen.dino_head, frozen.ibot_head))
     learner.group = groups.own
     config = learner.student.backbone.config
-    shared = SharedTeacher(frozen.backbone, seating, context.rank)
-    whole = whole_teacher(attempt.spec, learner, context.world, backbone=frozen.backbone)
+    whole = choose_whole(attempt.spec, _size(frozen), _sizes(stage, teacher, seating))
     engine = make_engine(attempt, context, recipe, learner, config.depth, groups.own, tensors, whole)
-    place_frozen(
-        shared.backbone,
-        ((name.removeprefix("backbone."), tensor) for name, tensor in teacher.tensors(teacher.bare())),
-        whole=whole,
-        precision=attempt.spec.compute.precision,
-        device=context.device,
-    )
+    shared = _shared(attempt, context, seating, teacher, whole)
     data = open_data(recipe, attempt.spec.seed)
     seat = Seat(
         _Group(context, engine.rank, engine.world),
@@ -93,6 +86,28 @@ def seat_all(stage: Distill, world: int) -> Seating:
         return Seating(ranks, stage.global_batch)
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def _shared(attempt: Attempt, context: Context, seating: Seating, teacher: OpenedModel, whole: bool) -> SharedTeacher:
+    """The teacher's backbone, read from its export tensor by tensor. Collective."""
+    dtype, bare = torch.bfloat16 if attempt.spec.compute.precision == "bf16" else torch.float32, teacher.bare()
+    shared = SharedTeacher(bare.backbone, seating, context.rank, dtype=dtype, sharded=not whole)
+    values = ((name.removeprefix("backbone."), value) for name, value in teacher.tensors(bare))
+    place_frozen(shared.backbone, values, whole=whole, dtype=dtype, device=context.device)
+    return shared
+
+
+def _size(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def _sizes(stage: Distill, teacher: OpenedModel, seating: Seating) -> list[tuple[int, int]]:
+    """Parameters and ranks of every student: all ranks have to come to the same decision."""
+    ones = {name: stage.of(name) for name in seating.ranks}
+    networks = {
+        name: blank_network(student_config(one), one.heads or heads_like(teacher)) for name, one in ones.items()
+    }
+    return [(_size(network), seating.ranks[name]) for name, network in networks.items()]
 
 
 @dataclass(frozen=True)

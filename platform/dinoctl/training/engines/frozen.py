@@ -1,7 +1,5 @@
 """A frozen network that no engine trains, such as the teacher that several students share."""
 
-from typing import Literal
-
 import torch
 from torch import nn
 
@@ -14,13 +12,12 @@ def place_frozen(
     tensors: Tensors,
     *,
     whole: bool,
-    precision: Literal["bf16", "fp32"],
+    dtype: torch.dtype,
     device: torch.device,
 ) -> None:
     """Fills shapes from ``tensors``, one by one: every rank has all of them, or with ``whole`` False FSDP shards them
     over all ranks, which then have to call the network together. Raises ValueError as `fill` does.
     """
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     roster = Roster.of(network)
     network.requires_grad_(False)
     blank(network, device)
