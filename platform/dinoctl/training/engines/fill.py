@@ -93,19 +93,34 @@ def fill(roster: Roster, tensors: Tensors, place: Place) -> None:
         raise ValueError(f"nothing fills {len(missing)} of the learner's {len(roster.shapes)} tensors: {names}")
 
 
+def set_aside(learner: nn.Module, names: Iterable[str]) -> None:
+    """The modules that hold the parameters ``names`` go on as plain attributes: what takes all of a module's parameters
+    leaves theirs alone. `all_modules` still lists them.
+    """
+    for root in {name.partition(".")[0] for name in names}:
+        learner.__dict__[root] = learner._modules.pop(root)
+
+
 @contextmanager
 def apart(learner: nn.Module, names: Iterable[str]) -> Iterator[None]:
-    """For its time, the sub-modules that hold the parameters ``names`` are none of the learner's: what shards all of a
-    module's parameters leaves theirs alone.
-    """
-    roots, modules = {name.partition(".")[0] for name in names}, dict(learner._modules)
-    for root in roots:
-        del learner._modules[root]
+    """`set_aside` for a time."""
+    modules = dict(learner._modules)
+    set_aside(learner, names)
     try:
         yield
     finally:
+        for root in modules.keys() - learner._modules.keys():
+            del learner.__dict__[root]
         learner._modules.clear()
         learner._modules.update(modules)
+
+
+def all_modules(learner: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(name, module), the learner itself first, with those that are set aside."""
+    yield from learner.named_modules()
+    for root, module in vars(learner).items():
+        if isinstance(module, nn.Module):
+            yield from module.named_modules(prefix=root)
 
 
 def replace(learner: nn.Module, name: str, tensor: Tensor) -> nn.Parameter:

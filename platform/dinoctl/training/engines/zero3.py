@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dinoctl.model import ProjectionHead
 from dinoctl.model.layers import Block
 from dinoctl.training.clipping import clip_
-from dinoctl.training.engines.fill import NamedGroups, Roster, apart, fill, replace
+from dinoctl.training.engines.fill import NamedGroups, Roster, fill, replace, set_aside
 from dinoctl.training.engines.held import Adam, HeldState, Shard, adam_state, even_shard, world_of
 from dinoctl.training.engines.units import units
 from dinoctl.training.engines.zero import ZeroEngine, start, without_runtime_compiler, zero_config
@@ -50,10 +50,10 @@ class Zero3Engine(ZeroEngine):
         self._whole = frozenset(roster.fixed if whole else ())
         exact: dict[str, Tensor] = {}
         fill(roster, tensors, lambda name, tensor: self._place(roster, exact, name, tensor))
-        with apart(learner, self._whole):
-            _gather_by_unit(learner)
-            adamw = adam([{**g, "params": [self._params[name] for name in g["params"]]} for g in groups])
-            self._engine = start(learner, adamw, config)
+        set_aside(learner, self._whole)  # of what is in its module, DeepSpeed takes every parameter for partitioned
+        _gather_by_unit(learner)
+        adamw = adam([{**g, "params": [self._params[name] for name in g["params"]]} for g in groups])
+        self._engine = start(learner, adamw, config)
         self._zero = self._engine.optimizer
         # See ``zero``: no norm of all gradients, no step left out.
         self._zero._get_norm_groups = lambda: [torch.ones(())]
