@@ -53,6 +53,15 @@ DISTILL = "distill: {teacher: {job: p}, data: {source: x}, model: {arch: vit_sma
             "model.rope: needs heads of a multiple of 4 channels, these have 6; change numHeads",
         ),
         ("highres: {from: {job: p}, model: {rope: {}}}", "highres.model: is the parent's; only dropPath"),
+        (
+            DISTILL + "}, teacherPlacement: sharded}\ncompute: {engine: {name: ddp}}",
+            "teacherPlacement: sharded, but engine ddp keeps all parameters on every worker; use fsdp or deepspeed "
+            "with zeroStage 3, which shard them, or leave teacherPlacement out",
+        ),
+        (
+            DISTILL + "}, teacherPlacement: sharded}\ncompute: {engine: {zeroStage: 2}}",
+            "teacherPlacement: sharded, but engine deepspeed with zeroStage 2 keeps all parameters on every worker",
+        ),
         (DISTILL + "}, losses: {gram: {}}}", "losses.gram: needs a teacher that is the student's average"),
         (
             "pretrain: {data: {source: x}, crops: {global: {size: 225}}}",
