@@ -184,8 +184,7 @@ def test_a_rank_holds_half_of_a_sharded_teacher_and_all_of_a_whole_one(
     for rank in found:
         sharded, whole = (rank[engine, learner, precision, placement] for placement in (False, True))
         assert whole["held"] == width * whole["all"] > 30_000
-        stored = 4 if engine == "fsdp" else width  # FSDP keeps fp32 shards
-        assert sharded["held"] == pytest.approx(stored * whole["all"] / 2, rel=0.02)
+        assert sharded["held"] == pytest.approx(width * whole["all"] / 2, rel=0.02)
 
 
 @pytest.mark.parametrize("whole", [False, True])

@@ -28,7 +28,7 @@ def place_frozen(
     from dinoctl.training.engines.held import world_of
 
     rank, world = world_of(None)
-    fsdp.shard(network, dtype, device, None)
+    fsdp.shard(network.to(dtype), dtype, device, None)
     parameters = dict(network.named_parameters())
 
     @torch.no_grad()

@@ -4,6 +4,7 @@ The shards are fp32: masters, moments and averages need no second copy. With bf1
 """
 
 import math
+from collections.abc import Collection
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from dinoctl.model import VisionTransformer
 from dinoctl.training.clipping import clip_
 from dinoctl.training.engines.base import skip_next
 from dinoctl.training.engines.fill import NamedGroups, Roster, apart, fill, replace
@@ -43,7 +45,7 @@ class FsdpEngine(ShardEngine):
         self.device, self.group, self.learner, self._dtype = device, group, learner, dtype
         self._whole = frozenset(roster.fixed if whole else ())
         with apart(learner, self._whole):
-            shard(learner, dtype, device, group)
+            shard(learner, dtype, device, group, {name.partition(".")[0] for name in roster.fixed})
             self._params = dict(learner.named_parameters())
         self._emas: dict[str, Shard] = {}
         fill(roster, tensors, self._place)
@@ -128,16 +130,24 @@ def local(parameter: nn.Parameter) -> Tensor:
     return rows
 
 
-def shard(learner: nn.Module, dtype: torch.dtype, device: torch.device, group: dist.ProcessGroup | None) -> None:
+def shard(
+    learner: nn.Module,
+    dtype: torch.dtype,
+    device: torch.device,
+    group: dist.ProcessGroup | None,
+    fixed: Collection[str] = (),
+) -> None:
     """Shards shapes over ``group`` (None: all ranks), gives them memory and fills that with NaN: what nobody fills
-    can't pass for a weight.
+    can't pass for a weight. ``fixed`` sub-modules never change, so their shards have the working type.
     """
     if group is None:
         mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     else:
         mesh = DeviceMesh.from_group(group, device.type)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for unit in units(learner):
+    parts = [part.to(dtype) for name, part in learner.named_children() if name in fixed]
+    backbones = [module for part in parts for module in part.modules() if isinstance(module, VisionTransformer)]
+    for unit in [*units(learner), *backbones]:  # a group of parameters has one type: these leave the root's
         fully_shard(unit, mesh=mesh, mp_policy=policy)
     fully_shard(learner, mesh=mesh, mp_policy=policy)
     buffers = {name: buffer.clone() for name, buffer in learner.named_buffers()}
