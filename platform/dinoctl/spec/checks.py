@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from dinoctl.spec.checks_crops import crop_sizes, masking, no_multiple, objective
+from dinoctl.spec.checks_crops import crop_sizes, gram_scale, masking, no_multiple, objective
 from dinoctl.spec.complete import Trained, trained_parent
 from dinoctl.spec.compute import Engine
 from dinoctl.spec.crops import Crops
@@ -46,6 +46,8 @@ def check(spec: JobSpec, others: Mapping[str, JobSpec]) -> Iterator[Finding]:
         yield from _extensions(stage.model, stage.crops, (*path, "model"))
     if stage.losses is not None and stage.losses.gram is not None:
         yield from _gram(stage, stage.losses.gram, (*path, "losses", "gram"))
+        if first.model is not None and first.crops is not None:
+            yield from gram_scale(stage, first.crops, first.model, stage.losses.gram.teacher_scale, path)
     if isinstance(stage, HighRes):
         yield from _highres(stage, trained_parent(stage.parent, others), path)
     if isinstance(stage, Distill):

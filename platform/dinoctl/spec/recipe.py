@@ -60,6 +60,13 @@ class Gram(Section):
     """
 
     weight: float = paper(2.0, "Weight of the loss after warm-up.", "DINOv3 paper", gt=0)
+    teacher_scale: float = paper(
+        1.0,
+        "Factor on the global crops that the Gram teacher sees (DINOv3's refinement 2); its patch features are "
+        "resampled to the student's grid.",
+        "DINOv3 paper",
+        ge=1,
+    )
     start_step: int | None = derived(
         "First step; the Gram teacher is the average there.",
         "5/6 of steps in pretraining (1,000,000 of 1,200,000, DINOv3), 0 in highres",

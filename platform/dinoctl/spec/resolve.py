@@ -27,7 +27,7 @@ _HOW_NOT_WHAT = ("logEvery", "batchSize", "workers", "behaviour", "ranks", "maxE
 """Fields of a stage or gate that change speed or output on the way, not the result, that only fill in others, or that
 only say what is refused.
 """
-_ADDED_LATER: Mapping[str, object] = {"order": list(RELEASED_ORDER)}
+_ADDED_LATER: Mapping[str, object] = {"order": list(RELEASED_ORDER), "teacherScale": 1.0}
 """Fields younger than jobs that exist: left out of the hash while they say what held before, so that it stays."""
 _NOTHING = object()
 

@@ -24,6 +24,7 @@ from dinoctl.objective import (
     grouped_koleo_loss,
     ibot_loss,
     koleo_loss,
+    resample_patches,
 )
 from dinoctl.objective.reduce import Group
 from dinoctl.spec.recipe import Head, Heads, Losses
@@ -190,11 +191,26 @@ class Learner(nn.Module):
 
     @torch.no_grad()
     def _anchors(self, crops: Tensor) -> Tensor:
-        """The Gram teacher's patch features (2 B, N, D) of the whole, unmasked global crops."""
-        if self.gram is None:
+        """The Gram teacher's patch features (2 B, N, D) of the whole, unmasked global crops; with
+        `losses.gram.teacher_scale` those of the enlarged crops, resampled to the N patches of the crops.
+        """
+        if self.gram is None or self.losses.gram is None:
             raise ValueError("this step has a weight of Gram anchoring, but losses.gram is null")
+        grid, larger = self._grids(crops, self.losses.gram.teacher_scale)
+        if larger != grid:
+            size = [side * self.gram.config.patch_size for side in larger]
+            crops = nn.functional.interpolate(crops.float(), size=size, mode="bicubic").to(crops.dtype)
         features = cast(Features, self.gram(crops, is_training=True))
-        return features["x_norm_patchtokens"]
+        return resample_patches(features["x_norm_patchtokens"], larger, grid)
+
+    def _grids(self, crops: Tensor, scale: float) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(rows, columns) of patches of the crops, and of the crops enlarged."""
+        rows, columns = (side // self.student.backbone.config.patch_size for side in crops.shape[-2:])
+        if rows * scale % 1 or columns * scale % 1:
+            raise ValueError(
+                f"{scale:g} times {rows} x {columns} patches is no whole number; set losses.gram.teacherScale"
+            )
+        return (rows, columns), (int(rows * scale), int(columns * scale))
 
     def _gram_part(
         self, classes: Tensor, patches: Tensor | None, anchors: Tensor | None, weight: float

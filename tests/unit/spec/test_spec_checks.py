@@ -41,6 +41,10 @@ DISTILL = "distill: {teacher: {job: p}, data: {source: x}, model: {arch: vit_sma
             "losses.gram.startStep: 10, but steps are counted from 0 to 9",
         ),
         (
+            "pretrain: {data: {source: x}, losses: {gram: {teacherScale: 1.3}}}",
+            "losses.gram.teacherScale: 1.3 times the 16 patches of 224 pixels is no whole number of patches; 1.3125 is",
+        ),
+        (
             "pretrain: {data: {source: x}, losses: {gram: {startStep: 0}}}",
             "losses.gram.startStep: 0 would hold patches near those of the untrained network",
         ),
