@@ -1,6 +1,6 @@
 """Bytes of model state a rank for every engine, beside what the arithmetic of sharding says.
 
-    python tests/benchmarks/memory.py            about a minute on two quiet cores
+    python tests/benchmarks/memory.py            about 5 minutes of CPU time; --ranks 2 takes a third
     python tests/benchmarks/memory.py --json     one line a measurement
 
 One set of processes a number of ranks builds one engine after the other, from shapes, and takes a step. "held" are the

@@ -73,7 +73,7 @@ def test_an_equal_grid_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("grid", "target", "error"), [((8, 8), (4, 4), 1e-6), ((12, 8), (6, 4), 1e-6), ((9, 6), (6, 4), 6e-3)]
+    ("grid", "target", "error"), [((8, 8), (4, 4), 1e-6), ((12, 8), (6, 4), 1e-6), ((9, 6), (6, 4), 1e-2)]
 )
 def test_resampling_keeps_places_and_channels(grid: tuple[int, int], target: tuple[int, int], error: float) -> None:
     """A constant stays, and so does a slope, away from the borders; channels do not mix. Torch's cubic keeps slopes
