@@ -47,7 +47,7 @@ def check(spec: JobSpec, others: Mapping[str, JobSpec]) -> Iterator[Finding]:
     if stage.losses is not None and stage.losses.gram is not None:
         yield from _gram(stage, stage.losses.gram, (*path, "losses", "gram"))
         if first.model is not None and first.crops is not None:
-            yield from gram_scale(stage, first.crops, first.model, stage.losses.gram.teacher_scale, path)
+            yield from gram_scale(stage, first.crops, first.model, stage.losses.gram.teacher_scale or 1, path)
     if isinstance(stage, HighRes):
         yield from _highres(stage, trained_parent(stage.parent, others), path)
     if isinstance(stage, Distill):

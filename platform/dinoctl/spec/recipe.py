@@ -60,10 +60,10 @@ class Gram(Section):
     """
 
     weight: float = paper(2.0, "Weight of the loss after warm-up.", "DINOv3 paper", gt=0)
-    teacher_scale: float = paper(
-        1.0,
-        "Factor on the global crops that the Gram teacher sees (DINOv3's refinement 2); its patch features are "
-        "resampled to the student's grid.",
+    teacher_scale: float | None = paper(
+        None,
+        "Factor by which the Gram teacher sees the global crops enlarged (DINOv3's refinement 2); its patch features "
+        "are resampled to the student's grid. Null is 1, the crops as they are.",
         "DINOv3 paper",
         ge=1,
     )

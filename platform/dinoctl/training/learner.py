@@ -196,7 +196,7 @@ class Learner(nn.Module):
         """
         if self.gram is None or self.losses.gram is None:
             raise ValueError("this step has a weight of Gram anchoring, but losses.gram is null")
-        grid, larger = self._grids(crops, self.losses.gram.teacher_scale)
+        grid, larger = self._grids(crops, self.losses.gram.teacher_scale or 1.0)
         if larger != grid:
             size = [side * self.gram.config.patch_size for side in larger]
             crops = nn.functional.interpolate(crops.float(), size=size, mode="bicubic").to(crops.dtype)
