@@ -25,7 +25,7 @@ from dinoctl.training.learner import Learner, pretraining_learner
 from dinoctl.training.ledger import Checkpoint
 from dinoctl.training.schedules import RecipeSchedules
 
-GRAM = Gram(weight=2.0, start_step=1, warmup_steps=0, refresh_every=3, max_refreshes=1)
+GRAM = Gram(weight=2.0, start_step=1, warmup_steps=0, refresh_every=3, max_refreshes=1, teacher_scale=1.5)
 ANCHORED = RecipeSchedules(SCHEDULES.schedules, steps=STEPS, global_batch=IMAGES, gram=GRAM)
 RUNS = ("ddp", "zero", "fsdp", "one-zero", "zero-zero", "zero-fsdp")
 OPTIONS = {"rope_base": 100.0, "rope_rescale": 2.0, "local_cls_norm": True, "cls_norm": True}

@@ -6,7 +6,6 @@ order: the same generator state gives the same weights either way.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
@@ -45,7 +44,8 @@ def initial_tensors(module: nn.Module, generator: torch.Generator | None = None)
     for prefix, part in module.named_modules():
         own = dict(part.named_parameters(recurse=False))
         if own:
-            stand_in = copy.copy(part)
+            stand_in = object.__new__(type(part))  # copy.copy would call what FSDP has put in place of __new__
+            stand_in.__dict__.update(part.__dict__)
             stand_in._parameters = {name: nn.Parameter(torch.empty(p.shape, device="cpu")) for name, p in own.items()}
             _init(stand_in, generator)
             yield from (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,7 +48,8 @@ def read_state_dict(path: str | Path) -> dict[str, Any]:
     if path.suffix not in (".pth", ".pt"):
         raise ValueError(f"{path}: weights are read from .safetensors, .pth or .pt, not from {path.suffix or 'this'!r}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped where the format allows, so that a tensor is in memory once somebody reads it.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: not readable as plain tensors ({reason}); save its state dict alone") from error

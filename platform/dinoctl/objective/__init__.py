@@ -8,7 +8,7 @@ from dinoctl.objective.centering import SinkhornKnopp, SoftmaxCenter
 from dinoctl.objective.cross_entropy import soft_cross_entropy
 from dinoctl.objective.dino import dino_global_loss, dino_local_loss, dino_pairs
 from dinoctl.objective.features import feature_distance, view_distance
-from dinoctl.objective.gram import gram_loss
+from dinoctl.objective.gram import gram_loss, resample_patches
 from dinoctl.objective.ibot import ibot_loss
 from dinoctl.objective.indicators import (
     agreement,
@@ -39,6 +39,7 @@ __all__ = [
     "ibot_loss",
     "koleo_loss",
     "prototype_usage",
+    "resample_patches",
     "sinkhorn_knopp",
     "soft_cross_entropy",
     "spread_rows",

@@ -34,6 +34,18 @@ def gram_loss(student: Tensor, teacher: Tensor) -> Tensor:
         return loss
 
 
+def resample_patches(features: Tensor, grid: tuple[int, int], target: tuple[int, int]) -> Tensor:
+    """Patch features (R, rows * columns, D) of `grid` (rows, columns) as those of the grid `target`: bicubic along both
+    sides, in fp32; as they are where the grids are equal. Raises ValueError where they are not of `grid`.
+    """
+    if features.shape[1] != grid[0] * grid[1]:
+        raise ValueError(f"{features.shape[1]} patches are not those of a grid of {grid[0]} x {grid[1]}")
+    if grid == target:
+        return features
+    table = torch.unflatten(features.float(), 1, grid).permute(0, 3, 1, 2)
+    return functional.interpolate(table, size=target, mode="bicubic").permute(0, 2, 3, 1).flatten(1, 2)
+
+
 def _unit(features: Tensor) -> Tensor:
     return functional.normalize(features.float(), dim=-1)
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 
-from dinoctl.spec.checks_crops import crop_sizes, masking, no_multiple, objective
+from dinoctl.spec.checks_crops import crop_sizes, gram_scale, masking, no_multiple, objective
 from dinoctl.spec.complete import Trained, trained_parent
+from dinoctl.spec.compute import Engine
 from dinoctl.spec.crops import Crops
 from dinoctl.spec.job import JobSpec
 from dinoctl.spec.model import ModelSpec
+from dinoctl.spec.placement import keeps_whole
 from dinoctl.spec.policy import KnnSettings
 from dinoctl.spec.recipe import Gram, Losses, Schedules
 from dinoctl.spec.stages import Distill, Evaluate, HighRes, Pretrain
@@ -44,10 +46,13 @@ def check(spec: JobSpec, others: Mapping[str, JobSpec]) -> Iterator[Finding]:
         yield from _extensions(stage.model, stage.crops, (*path, "model"))
     if stage.losses is not None and stage.losses.gram is not None:
         yield from _gram(stage, stage.losses.gram, (*path, "losses", "gram"))
+        if first.model is not None and first.crops is not None:
+            yield from gram_scale(stage, first.crops, first.model, stage.losses.gram.teacher_scale or 1, path)
     if isinstance(stage, HighRes):
         yield from _highres(stage, trained_parent(stage.parent, others), path)
     if isinstance(stage, Distill):
         yield from _heads_of(stage, path)
+        yield from _placement(stage, spec.compute.engine, path)
         teacher = trained_parent(stage.teacher, others)
         for one, where in _each(stage, path):
             yield from _student(one, teacher, where, several=bool(students))
@@ -160,6 +165,14 @@ def without_heads(stage: Trained) -> bool:
 def _heads_of(stage: Distill, path: Path) -> Iterator[Finding]:
     if without_heads(stage) and stage.heads is not None:
         yield (*path, "heads"), "are not used where features are matched; leave them out, or use headless: {warmup: {}}"
+
+
+def _placement(stage: Distill, engine: Engine, path: Path) -> Iterator[Finding]:
+    if stage.teacher_placement == "sharded" and keeps_whole(engine):
+        name = f"engine {engine.name}" + (f" with zeroStage {engine.zero_stage}" if engine.zero_stage else "")
+        other = "fsdp, which shards them" if stage.students else "fsdp or deepspeed with zeroStage 3, which shard them"
+        text = f"sharded, but {name} keeps all parameters on every worker; use {other}, or leave teacherPlacement out"
+        yield (*path, "teacherPlacement"), text
 
 
 def _teacher(stage: Distill, teacher: Trained, path: Path) -> Iterator[Finding]:

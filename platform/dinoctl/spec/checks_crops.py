@@ -64,6 +64,17 @@ def masking(stage: Trained, crops: Crops, model: ModelSpec, path: Path) -> Itera
         yield (*path, "masks", "ratio"), text
 
 
+def gram_scale(stage: Trained, crops: Crops, model: ModelSpec, scale: float, path: Path) -> Iterator[Finding]:
+    """Enlarged crops that are no whole number of patches."""
+    for _, size in _global_sizes(stage, crops, path):
+        side = size // model.patch_size
+        if size % model.patch_size == 0 and (side * scale) % 1:
+            right = max(side, round(side * scale)) / side
+            text = f"{scale:g} times the {side} patches of {size} pixels is no whole number of patches; {right:g} is"
+            yield (*path, "losses", "gram", "teacherScale"), text
+            return
+
+
 def objective(losses: Losses, path: Path) -> Iterator[Finding]:
     """Weights under which there is nothing to learn."""
     if losses.dino == 0 and losses.ibot == 0:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from dinoctl.spec.base import Section, choice, derived, paper
+from dinoctl.spec.base import Section, Size, choice, derived, paper
 
 
 class Engine(Section):
@@ -25,6 +25,10 @@ class Compute(Section):
 
     workers: int = choice(1, "Worker processes (ranks).", ge=1)
     gpus_per_worker: Literal[0, 1] = choice(1, "GPUs of a worker; 0 trains on the CPU.")
+    device_memory: Size = choice(
+        40 * 2**30,
+        "Bytes of a worker's device (default 40GiB, the GPUs of the paper's ViT-g), for choices made by memory.",
+    )
     cpus_per_worker: float = choice(1.0, "CPU cores of a worker.", gt=0)
     threads_per_worker: int = choice(1, "Threads of a CPU kernel in a worker.", ge=1)
     loader_workers: int = paper(

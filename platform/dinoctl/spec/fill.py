@@ -133,7 +133,7 @@ def without_lengths(losses: Losses) -> Losses:
     """A parent's losses without the steps of its Gram anchoring, which count in a run of its own length."""
     if losses.gram is None:
         return losses
-    return losses.model_copy(update={"gram": Gram(weight=losses.gram.weight)})
+    return losses.model_copy(update={"gram": Gram(weight=losses.gram.weight, teacher_scale=losses.gram.teacher_scale)})
 
 
 def _is_derived(section: Section, name: str) -> bool:

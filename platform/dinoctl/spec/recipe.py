@@ -60,6 +60,13 @@ class Gram(Section):
     """
 
     weight: float = paper(2.0, "Weight of the loss after warm-up.", "DINOv3 paper", gt=0)
+    teacher_scale: float | None = paper(
+        None,
+        "Factor by which the Gram teacher sees the global crops enlarged (DINOv3's refinement 2); its patch features "
+        "are resampled to the student's grid. Null is 1, the crops as they are.",
+        "DINOv3 paper",
+        ge=1,
+    )
     start_step: int | None = derived(
         "First step; the Gram teacher is the average there.",
         "5/6 of steps in pretraining (1,000,000 of 1,200,000, DINOv3), 0 in highres",

@@ -23,11 +23,11 @@ from dinoctl.spec.job import API_VERSION, JobSpec
 from dinoctl.spec.load import LoadedJob
 from dinoctl.spec.yamldoc import Path, show
 
-_HOW_NOT_WHAT = ("logEvery", "batchSize", "workers", "behaviour", "ranks", "maxEnlargement")
+_HOW_NOT_WHAT = ("logEvery", "batchSize", "workers", "behaviour", "ranks", "maxEnlargement", "teacherPlacement")
 """Fields of a stage or gate that change speed or output on the way, not the result, that only fill in others, or that
 only say what is refused.
 """
-_ADDED_LATER: Mapping[str, object] = {"order": list(RELEASED_ORDER), "backend": "exact"}
+_ADDED_LATER: Mapping[str, object] = {"order": list(RELEASED_ORDER), "backend": "exact", "teacherScale": 1.0}
 """Fields younger than jobs that exist: left out of the hash while they say what held before, so that it stays."""
 _NOTHING = object()
 

@@ -149,6 +149,12 @@ class Distill(Section):
 
     teacher: ModelSource = Field(description="Frozen teacher: {job: NAME}, {model: models:/...} or {uri: ...}.")
     headless: Headless | None = choice(None, "For a teacher without heads; null learns from the teacher's own heads.")
+    teacher_placement: Literal["auto", "sharded", "replicated"] = choice(
+        "auto",
+        "The frozen teacher is sharded over all workers, or replicated: whole on each, which spares gathering it in "
+        "every step. auto replicates it if it and a worker's part of the student fit in half of compute.deviceMemory. "
+        "Engines that shard no parameters (ddp, zeroStage 1 and 2) always replicate it.",
+    )
     data: TrainData = Field(description="What to learn from.")
     model: ModelSpec | None = choice(None, "The student.")
     students: dict[str, Student] | None = choice(

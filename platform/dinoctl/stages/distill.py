@@ -10,19 +10,21 @@ from dataclasses import replace
 import torch
 
 from dinoctl.handover.attempt import Attempt
-from dinoctl.model import VisionTransformer, ViTConfig
+from dinoctl.model import ViTConfig
+from dinoctl.model.initial import initial_tensors
 from dinoctl.spec.errors import UserError
-from dinoctl.spec.recipe import Head, Heads, Losses
+from dinoctl.spec.recipe import Heads
 from dinoctl.spec.stages import Distill, FeatureMatching
-from dinoctl.stages.models import OpenedModel, open_model, vit_config
+from dinoctl.stages.models import OpenedModel, heads_like, open_model, student_config
 from dinoctl.stages.recipe import Recipe
 from dinoctl.stages.together import train_together
 from dinoctl.stages.train import Work, train
 from dinoctl.stages.warmup import warmed_heads
 from dinoctl.training.context import Context
-from dinoctl.training.learner import Learner, build_network, check_patches, distillation_learner
+from dinoctl.training.learner import Learner, blank_network, check_patches, distillation_learner
 from dinoctl.training.loop import LoopResult
-from dinoctl.training.matching import Bare, FeatureLearner, Matched
+from dinoctl.training.matching import FeatureLearner, blank_matched, matched_tensors
+from dinoctl.training.weights import Tensors, learner_tensors
 
 
 def run(attempt: Attempt, context: Context, work: Work = train) -> LoopResult:
@@ -37,14 +39,13 @@ def run(attempt: Attempt, context: Context, work: Work = train) -> LoopResult:
         )
     size = stage.crops.global_crops.size
     with _about(opened):
-        backbone = _backbone(attempt, stage)
-        check_patches(backbone, opened.exported.backbone)
+        check_patches(_some_config(stage), opened.exported.config)
         if stage.headless is not None and stage.headless.features is not None:
-            learner = _matching(attempt, backbone, opened, stage.losses, stage.headless.features)
-            return work(attempt, context, recipe, learner, size)
+            matching, tensors = _matching(attempt, stage, opened, stage.headless.features)
+            return work(attempt, context, recipe, matching, size, tensors)
     if stage.headless is not None and stage.headless.warmup is not None:
         heads, steps = stage.heads or Heads(), stage.headless.warmup.steps or 1
-        warmed = warmed_heads(attempt, context, recipe, opened.exported.backbone, heads, steps)
+        warmed = warmed_heads(attempt, context, recipe, opened, heads, steps)
         if warmed is None:
             return LoopResult(0, stopped=True, images_per_s=0.0)
         opened = replace(opened, exported=opened.exported._replace(heads=warmed))
@@ -52,20 +53,13 @@ def run(attempt: Attempt, context: Context, work: Work = train) -> LoopResult:
         if work is not train:
             raise UserError(f"{attempt.name} has several students, whose steps are not done again one by one")
         return train_together(attempt, context, stage, opened)
-    return work(attempt, context, recipe, _learner(attempt, stage, opened), size)
+    learner, tensors = _learner(attempt, stage, opened)
+    return work(attempt, context, recipe, learner, size, tensors)
 
 
-def _backbone(attempt: Attempt, stage: Distill) -> VisionTransformer:
+def _some_config(stage: Distill) -> ViTConfig:
     """The student's, or that of the first of several, which all have the same patches."""
-    one = stage.of(next(iter(stage.students))) if stage.students else stage
-    return VisionTransformer(student_config(one), generator=_generator(attempt))
-
-
-def student_config(stage: Distill) -> ViTConfig:
-    """Of the one student of a section."""
-    if stage.model is None:
-        raise UserError("the stage is not resolved: a student has no model")
-    return vit_config(stage.model, stage.crops.global_crops.size)
+    return student_config(stage.of(next(iter(stage.students))) if stage.students else stage)
 
 
 def _generator(attempt: Attempt) -> torch.Generator:
@@ -81,38 +75,21 @@ def _about(teacher: OpenedModel) -> Iterator[None]:
         raise UserError(f"{teacher.origin}: {error}") from None
 
 
-def _learner(attempt: Attempt, stage: Distill, teacher: OpenedModel) -> Learner:
-    heads = stage.heads or heads_like(teacher)
-    student = build_network(student_config(stage), heads, generator=_generator(attempt))
+def _learner(attempt: Attempt, stage: Distill, teacher: OpenedModel) -> tuple[Learner, Tensors]:
+    """Shapes, and the tensors that fill them: the student's are drawn, the teacher's read from its export."""
+    student, frozen = blank_network(student_config(stage), stage.heads or heads_like(teacher)), teacher.blank()
     with _about(teacher):
-        return distillation_learner(student, teacher.network(), stage.losses)
+        learner = distillation_learner(student, frozen, stage.losses)
+    drawn = initial_tensors(student, _generator(attempt))
+    return learner, learner_tensors(learner, drawn, teacher.tensors(frozen))
 
 
 def _matching(
-    attempt: Attempt, backbone: VisionTransformer, teacher: OpenedModel, losses: Losses, matching: FeatureMatching
-) -> FeatureLearner:
-    width = teacher.exported.config.embed_dim
-    student = Matched(backbone, width, torch.Generator().manual_seed(attempt.spec.seed + 1))
-    return FeatureLearner(student, Bare(teacher.exported.backbone), losses, matching)
-
-
-def heads_like(teacher: OpenedModel) -> Heads:
-    """Heads of the teacher's shape."""
-    from dinoctl.model import head_arguments
-
-    def head(name: str) -> Head | None:
-        state = teacher.exported.heads.get(name)
-        if state is None:
-            return None
-        shape = head_arguments(state)
-        return Head(
-            prototypes=shape["prototypes"],
-            hidden=shape["hidden_dim"],
-            bottleneck=shape["bottleneck_dim"],
-            layers=shape["layers"],
-        )
-
-    dino = head("dino_head")
-    if dino is None:
-        raise UserError(f"{teacher.origin} has no heads; name a model that dinoctl trained, its export keeps them")
-    return Heads(dino=dino, ibot=head("ibot_head"))
+    attempt: Attempt, stage: Distill, teacher: OpenedModel, matching: FeatureMatching
+) -> tuple[FeatureLearner, Tensors]:
+    """As `_learner`."""
+    student, frozen = blank_matched(student_config(stage), teacher.exported.config.embed_dim), teacher.bare()
+    learner = FeatureLearner(student, frozen, stage.losses, matching)
+    projections = torch.Generator().manual_seed(attempt.spec.seed + 1)
+    drawn = matched_tensors(student, _generator(attempt), projections)
+    return learner, learner_tensors(learner, drawn, teacher.tensors(frozen))

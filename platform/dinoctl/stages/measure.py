@@ -75,6 +75,12 @@ def check_labelled(data: KnnData) -> None:
             raise UserError(f"{data.uri} (split {split}) has unlabelled images; k-NN needs class folders or labels")
 
 
+def check_gate(gate: Gate | None) -> None:
+    """Raises UserError where a gate's images could not be measured: to be asked before the first step."""
+    if gate is not None:
+        check_labelled(knn_data(gate))
+
+
 def untrained(config: ViTConfig, seed: int) -> VisionTransformer:
     """The same backbone with initial weights: what the architecture alone can do."""
     return VisionTransformer(config, generator=torch.Generator().manual_seed(seed)).eval()

@@ -25,9 +25,12 @@ from dinoctl.model import (
 )
 from dinoctl.spec.errors import UserError
 from dinoctl.spec.model import ModelSpec
+from dinoctl.spec.recipe import Head, Heads
 from dinoctl.spec.sources import JobRef, ModelRef, ModelSource
-from dinoctl.training.learner import Network
+from dinoctl.spec.stages import Distill
+from dinoctl.training.learner import HeadPair, Network
 from dinoctl.training.ledger import Checkpoint
+from dinoctl.training.matching import Bare
 
 _BATCH = 1 << 26  # elements of a student's checkpoint that are read together
 
@@ -88,12 +91,18 @@ class OpenedModel:
         """
         if not self.has_heads:
             raise UserError(f"{self.origin} has no heads; name a model that dinoctl trained, its export keeps them")
+        with torch.device("meta"):
+            heads = {name: self._head(name, state) for name, state in self.exported.heads.items()}
+            backbone = self.bare(image_size, drop_path=drop_path).backbone
+            return Network(backbone, heads["dino_head"], heads.get("ibot_head"))
+
+    def bare(self, image_size: int | None = None, *, drop_path: float = 0.0) -> Bare:
+        """The backbone alone, as shapes; see `blank`."""
         config = replace(self.exported.config, drop_path=drop_path)
         if image_size is not None:
             config = replace(config, img_size=image_size)
         with torch.device("meta"):
-            heads = {name: self._head(name, state) for name, state in self.exported.heads.items()}
-            return Network(VisionTransformer(config), heads["dino_head"], heads.get("ibot_head"))
+            return Bare(VisionTransformer(config))
 
     def _head(self, name: str, state: dict[str, Tensor]) -> ProjectionHead:
         try:
@@ -103,9 +112,10 @@ class OpenedModel:
             raise UserError(str(error)) from None
         return head
 
-    def tensors(self, network: Network, *, student: bool = False) -> Iterator[tuple[str, Tensor]]:
-        """Name and value of every parameter of a `blank` network, read when it is asked for; positions enlarged
-        to the network's grid (paper App. B.2).
+    def tensors(self, network: HeadPair | Bare, *, student: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """Name and value of every parameter of a `blank` network, of its heads alone or of a `bare` one, read when it
+        is asked for (a file is mapped, so it is not in memory as a whole); positions enlarged to the network's grid
+        (paper App. B.2).
 
         ``student`` takes the student's weights of the last checkpoint instead of the average, if there is one. What a
         job keeps frozen (distillation: the mask token) is in no checkpoint, and equals its average.
@@ -117,7 +127,7 @@ class OpenedModel:
         trained = dict(_in_batches(self._checkpoint() if student else None, names))
         for name, shape in network.named_parameters():
             value = trained[name]() if name in trained else average[name]
-            if name == "backbone.pos_embed" and value.shape != shape.shape:
+            if isinstance(network, Network | Bare) and name == "backbone.pos_embed" and value.shape != shape.shape:
                 grid = network.backbone.config.grid
                 value = resize_pos_embed({"pos_embed": value}, grid, self.exported.config)["pos_embed"]
             yield name, value
@@ -186,3 +196,31 @@ def publish_export(
             digest.update(f"{path.name}:{hashlib.sha256(data).hexdigest()}\n".encode())
             storage.write(path.name, data)
     return digest.hexdigest()
+
+
+def student_config(stage: Distill) -> ViTConfig:
+    """Of the one student of a section."""
+    if stage.model is None:
+        raise UserError("the stage is not resolved: a student has no model")
+    return vit_config(stage.model, stage.crops.global_crops.size)
+
+
+def heads_like(teacher: OpenedModel) -> Heads:
+    """Heads of the teacher's shape."""
+
+    def head(name: str) -> Head | None:
+        state = teacher.exported.heads.get(name)
+        if state is None:
+            return None
+        shape = head_arguments(state)
+        return Head(
+            prototypes=shape["prototypes"],
+            hidden=shape["hidden_dim"],
+            bottleneck=shape["bottleneck_dim"],
+            layers=shape["layers"],
+        )
+
+    dino = head("dino_head")
+    if dino is None:
+        raise UserError(f"{teacher.origin} has no heads; name a model that dinoctl trained, its export keeps them")
+    return Heads(dino=dino, ibot=head("ibot_head"))

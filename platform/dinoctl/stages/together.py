@@ -1,6 +1,7 @@
 """Several students of one teacher, each with workers of its own, side by side in one job.
 
-The teacher sees every image once in the world (``training.shared_teacher``); all else of a student (targets, gradients,
+The teacher sees every image once in the world (``training.shared_teacher``), whole on every rank or sharded over all
+of them; all else of a student (targets, gradients,
 clipping, averages) stays among its workers, so it learns what it would learn in a job of its own with as many workers.
 All of them make a checkpoint together, in one ledger, under ``students.NAME.``.
 """
@@ -11,43 +12,44 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from dinoctl.data.batch import Batch
 from dinoctl.handover.attempt import Attempt
 from dinoctl.handover.progress import Progress
+from dinoctl.model.initial import initial_tensors
 from dinoctl.spec.errors import UserError
 from dinoctl.spec.stages import Distill
 from dinoctl.stages.data import open_data
 from dinoctl.stages.finish import finish_together
-from dinoctl.stages.measure import check_labelled, knn_data
-from dinoctl.stages.models import OpenedModel
+from dinoctl.stages.measure import check_gate
+from dinoctl.stages.models import OpenedModel, heads_like, student_config
+from dinoctl.stages.placement import choose_whole
 from dinoctl.stages.recipe import Recipe
 from dinoctl.stages.train import Seat, fit, make_engine
 from dinoctl.training.context import Context
-from dinoctl.training.learner import HeadPair, TaughtLearner, build_network, check_patches
+from dinoctl.training.engines.frozen import place_frozen
+from dinoctl.training.learner import HeadPair, TaughtLearner, blank_network, check_patches
 from dinoctl.training.loop import Inputs, LoopResult, MetricSink
 from dinoctl.training.seating import Seating
 from dinoctl.training.shared_teacher import SharedTeacher
+from dinoctl.training.weights import Tensors, learner_tensors
 
 
 def train_together(attempt: Attempt, context: Context, stage: Distill, teacher: OpenedModel) -> LoopResult:
     """Trains all students of ``stage`` and leaves one export each. Returns early when asked to stop."""
-    if attempt.spec.gate is not None:
-        check_labelled(knn_data(attempt.spec.gate))
+    check_gate(attempt.spec.gate)
     seating = seat_all(stage, context.world)
     groups = Groups.make(seating, context.rank)
     own = stage.of(groups.student)
     recipe, size = Recipe.of(own), own.crops.global_crops.size
-    network = teacher.network()
-    heads = HeadPair(network.dino_head, network.ibot_head)
-    learner = learner_of(attempt, own, teacher, heads)
+    frozen = teacher.blank()
+    learner, tensors = learner_of(attempt, own, teacher, HeadPair(frozen.dino_head, frozen.ibot_head))
     learner.group = groups.own
     config = learner.student.backbone.config
-    engine = make_engine(attempt, context, recipe, learner, config.depth, groups.own)
-    shared = SharedTeacher(network.backbone.to(context.device), seating, context.rank)
-    if attempt.spec.compute.precision == "bf16":
-        shared.backbone.to(torch.bfloat16)
+    whole = choose_whole(attempt.spec, _size(frozen), _sizes(stage, teacher, seating))
+    engine = make_engine(attempt, context, recipe, learner, config.depth, groups.own, tensors, whole)
+    shared = _shared(attempt, context, seating, teacher, whole)
     data = open_data(recipe, attempt.spec.seed)
     seat = Seat(
         _Group(context, engine.rank, engine.world),
@@ -86,6 +88,28 @@ def seat_all(stage: Distill, world: int) -> Seating:
         raise UserError(str(error)) from None
 
 
+def _shared(attempt: Attempt, context: Context, seating: Seating, teacher: OpenedModel, whole: bool) -> SharedTeacher:
+    """The teacher's backbone, read from its export tensor by tensor. Collective."""
+    dtype, bare = torch.bfloat16 if attempt.spec.compute.precision == "bf16" else torch.float32, teacher.bare()
+    shared = SharedTeacher(bare.backbone, seating, context.rank, dtype=dtype, sharded=not whole)
+    values = ((name.removeprefix("backbone."), value) for name, value in teacher.tensors(bare))
+    place_frozen(shared.backbone, values, whole=whole, dtype=dtype, device=context.device)
+    return shared
+
+
+def _size(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def _sizes(stage: Distill, teacher: OpenedModel, seating: Seating) -> list[tuple[int, int]]:
+    """Parameters and ranks of every student: all ranks have to come to the same decision."""
+    ones = {name: stage.of(name) for name in seating.ranks}
+    networks = {
+        name: blank_network(student_config(one), one.heads or heads_like(teacher)) for name, one in ones.items()
+    }
+    return [(_size(network), seating.ranks[name]) for name, network in networks.items()]
+
+
 @dataclass(frozen=True)
 class Groups:
     """The process groups of one rank. ``own``: the ranks of its student; ``leaders``: the first rank of each."""
@@ -103,17 +127,20 @@ class Groups:
         return Groups(student, made[student], leaders)
 
 
-def learner_of(attempt: Attempt, stage: Distill, teacher: OpenedModel, heads: HeadPair) -> TaughtLearner:
-    """One student with its heads, from the job's seed. Raises UserError where it does not fit the teacher."""
-    from dinoctl.stages.distill import heads_like, student_config
-
-    generator = torch.Generator().manual_seed(attempt.spec.seed)
-    student = build_network(student_config(stage), stage.heads or heads_like(teacher), generator=generator)
+def learner_of(
+    attempt: Attempt, stage: Distill, teacher: OpenedModel, heads: HeadPair
+) -> tuple[TaughtLearner, Tensors]:
+    """One student with its heads under the teacher's ``heads``, as shapes, and the tensors that fill them: the
+    student's are drawn from the job's seed. Raises UserError where it does not fit the teacher.
+    """
+    student = blank_network(student_config(stage), stage.heads or heads_like(teacher))
     try:
-        check_patches(student.backbone, teacher.exported.backbone)
-        return TaughtLearner(student, heads, stage.losses)
+        check_patches(student.backbone.config, teacher.exported.config)
+        learner = TaughtLearner(student, heads, stage.losses)
     except ValueError as error:
         raise UserError(f"{teacher.origin}: {error}") from None
+    drawn = initial_tensors(student, torch.Generator().manual_seed(attempt.spec.seed))
+    return learner, learner_tensors(learner, drawn, teacher.tensors(heads))
 
 
 def _taught(inputs: Inputs, teacher: SharedTeacher) -> Inputs:

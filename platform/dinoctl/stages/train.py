@@ -16,7 +16,8 @@ from dinoctl.handover.attempt import Attempt
 from dinoctl.handover.ledger import CHECKPOINTS, Commit, Ledger
 from dinoctl.stages.data import Data, open_data
 from dinoctl.stages.finish import finish, versions
-from dinoctl.stages.measure import check_labelled, knn_data
+from dinoctl.stages.measure import check_gate
+from dinoctl.stages.placement import whole_teacher
 from dinoctl.stages.recipe import Recipe
 from dinoctl.tracking.spool import Spool
 from dinoctl.training.context import Context
@@ -98,8 +99,7 @@ def train(
     and writes the proof of completion. Returns early, without any of that, when asked to stop. ``tensors`` fill a
     learner of shapes (`build_engine`).
     """
-    if attempt.spec.gate is not None:
-        check_labelled(knn_data(attempt.spec.gate))  # now, not after the last step
+    check_gate(attempt.spec.gate)  # now, not after the last step
     config = learner.student.backbone.config
     engine = make_engine(attempt, context, recipe, learner, config.depth, tensors=tensors)
     data = open_data(recipe, attempt.spec.seed)
@@ -117,13 +117,16 @@ def make_engine(
     depth: int,
     group: dist.ProcessGroup | None = None,
     tensors: Tensors | None = None,
+    whole: bool | None = None,
 ) -> Engine:
     """Optimizer groups (for a backbone of ``depth`` blocks) and the engine of the job's compute section, over the ranks
-    of ``group`` (None: all).
+    of ``group`` (None: all). ``whole``: whether every rank has all of a frozen teacher; None decides by the document.
     """
     groups = parameter_groups(learner.named_parameters(), depth=depth, optimizer=recipe.optimizer)
     set_execution(learner, attempt.spec.compute, context.device)
-    return build_engine(attempt.spec.compute, learner, groups, recipe.optimizer, context, group, tensors)
+    if whole is None:
+        whole = whole_teacher(attempt.spec, learner, context.world)
+    return build_engine(attempt.spec.compute, learner, groups, recipe.optimizer, context, group, tensors, whole)
 
 
 def fit(

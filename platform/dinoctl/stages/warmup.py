@@ -5,9 +5,9 @@ on to distil at once, one that finds an earlier one goes on from there. What dis
 that checkpoint, so it has the same ones after every restart.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -16,16 +16,18 @@ from dinoctl.data.errors import StorageError
 from dinoctl.handover.attempt import Attempt
 from dinoctl.handover.ledger import Ledger
 from dinoctl.handover.progress import Progress
-from dinoctl.model import VisionTransformer
+from dinoctl.model.initial import initial_tensors
 from dinoctl.spec.fill import compress
 from dinoctl.spec.recipe import Heads
 from dinoctl.stages.data import open_data
+from dinoctl.stages.models import OpenedModel
 from dinoctl.stages.recipe import Recipe
 from dinoctl.stages.train import agreed_head, fit, make_engine
 from dinoctl.training.context import Context
-from dinoctl.training.learner import HeadPair, make_head
+from dinoctl.training.learner import blank_heads
 from dinoctl.training.ledger import Checkpoint
 from dinoctl.training.warmup import HeadsLearner
+from dinoctl.training.weights import learner_tensors
 
 HEADS_CHECKPOINTS, METRICS = "checkpoints-heads", "heads/"
 _SEED = 0x5EED  # other draws than those of the student's heads
@@ -33,15 +35,15 @@ State = dict[str, dict[str, Tensor]]
 
 
 def warmed_heads(
-    attempt: Attempt, context: Context, recipe: Recipe, backbone: VisionTransformer, heads: Heads, steps: int
+    attempt: Attempt, context: Context, recipe: Recipe, teacher: OpenedModel, heads: Heads, steps: int
 ) -> State | None:
-    """States of "dino_head" and "ibot_head" after ``steps`` steps of training on ``backbone``; None: asked to stop
-    before. Collective.
+    """States of "dino_head" and "ibot_head" after ``steps`` steps of training on the backbone of ``teacher``; None:
+    asked to stop before. Collective.
     """
     ledger = Ledger(attempt.storage.child(HEADS_CHECKPOINTS))
     head = agreed_head(attempt, context, ledger)
     if head is None or head.step < steps:
-        if not _train(attempt, context, _shortened(recipe, steps), backbone, heads):
+        if not _train(attempt, context, _shortened(recipe, steps), teacher, heads):
             return None
         head = ledger.commit(steps)
     if head is None:
@@ -54,14 +56,13 @@ def _shortened(recipe: Recipe, steps: int) -> Recipe:
     return replace(recipe, steps=steps, schedules=short)
 
 
-def _train(attempt: Attempt, context: Context, recipe: Recipe, backbone: VisionTransformer, heads: Heads) -> bool:
+def _train(attempt: Attempt, context: Context, recipe: Recipe, teacher: OpenedModel, heads: Heads) -> bool:
     generator = torch.Generator().manual_seed(attempt.spec.seed ^ _SEED)
-    width, config = backbone.config.embed_dim, backbone.config
-    dino = make_head(width, heads.dino, generator)
-    pair = HeadPair(dino, None if heads.ibot is None else make_head(width, heads.ibot, generator))
-    # A copy: an engine takes the learner's weights apart, and distillation needs the backbone afterwards.
-    learner = HeadsLearner(copy.deepcopy(backbone), pair, recipe.losses)
-    engine = make_engine(attempt, context, recipe, learner, config.depth)
+    config, bare = teacher.exported.config, teacher.bare()
+    pair = blank_heads(config.embed_dim, heads)
+    learner = HeadsLearner(bare.backbone, pair, recipe.losses)
+    tensors = chain(learner_tensors(learner, initial_tensors(pair, generator)), teacher.tensors(bare))
+    engine = make_engine(attempt, context, recipe, learner, config.depth, tensors=tensors)
     data = open_data(recipe, attempt.spec.seed)
     own = _Warming(context)
     result = fit(

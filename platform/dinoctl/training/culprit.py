@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dinoctl.data.batch import Batch
 from dinoctl.objective import SinkhornKnopp, SoftmaxCenter
 from dinoctl.training.engines.base import Engine
+from dinoctl.training.engines.fill import all_modules
 from dinoctl.training.learner import Learner
 from dinoctl.training.loop import Inputs, step_seed
 from dinoctl.training.schedules import RecipeSchedules
@@ -35,7 +36,7 @@ class Trace:
         self._learner, self._handles, self._backward = learner, list[Any](), False
 
     def __enter__(self) -> Self:
-        for name, module in self._learner.named_modules():
+        for name, module in all_modules(self._learner):
             if name:
                 self._handles.append(module.register_forward_hook(self._hook(name)))
         return self

@@ -24,6 +24,7 @@ from dinoctl.objective import (
     grouped_koleo_loss,
     ibot_loss,
     koleo_loss,
+    resample_patches,
 )
 from dinoctl.objective.reduce import Group
 from dinoctl.spec.recipe import Head, Heads, Losses
@@ -190,11 +191,26 @@ class Learner(nn.Module):
 
     @torch.no_grad()
     def _anchors(self, crops: Tensor) -> Tensor:
-        """The Gram teacher's patch features (2 B, N, D) of the whole, unmasked global crops."""
-        if self.gram is None:
+        """The Gram teacher's patch features (2 B, N, D) of the whole, unmasked global crops; with
+        `losses.gram.teacher_scale` those of the enlarged crops, resampled to the N patches of the crops.
+        """
+        if self.gram is None or self.losses.gram is None:
             raise ValueError("this step has a weight of Gram anchoring, but losses.gram is null")
+        grid, larger = self._grids(crops, self.losses.gram.teacher_scale or 1.0)
+        if larger != grid:
+            size = [side * self.gram.config.patch_size for side in larger]
+            crops = nn.functional.interpolate(crops.float(), size=size, mode="bicubic").to(crops.dtype)
         features = cast(Features, self.gram(crops, is_training=True))
-        return features["x_norm_patchtokens"]
+        return resample_patches(features["x_norm_patchtokens"], larger, grid)
+
+    def _grids(self, crops: Tensor, scale: float) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(rows, columns) of patches of the crops, and of the crops enlarged."""
+        rows, columns = (side // self.student.backbone.config.patch_size for side in crops.shape[-2:])
+        if rows * scale % 1 or columns * scale % 1:
+            raise ValueError(
+                f"{scale:g} times {rows} x {columns} patches is no whole number; set losses.gram.teacherScale"
+            )
+        return (rows, columns), (int(rows * scale), int(columns * scale))
 
     def _gram_part(
         self, classes: Tensor, patches: Tensor | None, anchors: Tensor | None, weight: float
@@ -274,6 +290,13 @@ def blank_network(config: ViTConfig, heads: Heads) -> Network:
         return build_network(config, heads)
 
 
+def blank_heads(width: int, heads: Heads) -> HeadPair:
+    """Heads alone, for tokens of `width`, as shapes; see `blank_network`."""
+    with torch.device("meta"):
+        dino = make_head(width, heads.dino, None)
+        return HeadPair(dino, None if heads.ibot is None else make_head(width, heads.ibot, None))
+
+
 def pretraining_learner(student: Network, losses: Losses) -> Learner:
     """The teacher starts as a copy of the student (before an engine shards it: placeholders have nothing to copy)."""
     return Learner(student, copy.deepcopy(student), None, losses)
@@ -343,12 +366,12 @@ def _check_pair(student: Network, teacher: HeadPair) -> None:
             "give the student's heads the teacher's numbers"
         )
     if isinstance(teacher, Network):
-        check_patches(student.backbone, teacher.backbone)
+        check_patches(student.backbone.config, teacher.backbone.config)
 
 
-def check_patches(student: VisionTransformer, teacher: VisionTransformer) -> None:
+def check_patches(student: ViTConfig, teacher: ViTConfig) -> None:
     """Raises ValueError unless the patch tokens of both pair up."""
-    patch, their_patch = student.config.patch_size, teacher.config.patch_size
+    patch, their_patch = student.patch_size, teacher.patch_size
     if patch != their_patch:
         raise ValueError(
             f"the student's patches have {patch} pixels, the teacher's {their_patch}: their patch grids differ, "

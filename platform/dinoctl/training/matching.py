@@ -7,13 +7,14 @@ alone: they are averaged and in the checkpoints, and are left behind when the ba
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from dinoctl.model import Features, VisionTransformer
-from dinoctl.model.initial import init_linear
+from dinoctl.model import Features, VisionTransformer, ViTConfig
+from dinoctl.model.initial import init_linear, initial_tensors
 from dinoctl.objective import feature_distance, feature_std, view_distance
 from dinoctl.spec.recipe import Losses
 from dinoctl.spec.stages import FeatureMatching
@@ -33,6 +34,22 @@ class Matched(nn.Module):
             init_linear(linear, generator)
 
 
+def blank_matched(config: ViTConfig, width: int) -> Matched:
+    """Shapes alone (on the meta device), to be filled from `matched_tensors`."""
+    with torch.device("meta"):
+        return Matched(VisionTransformer(config), width)
+
+
+def matched_tensors(
+    student: Matched, backbone: torch.Generator, projections: torch.Generator
+) -> Iterator[tuple[str, Tensor]]:
+    """Initial values of every parameter, drawn when it is asked for: those of a `Matched` that was built with them."""
+    parts = {"backbone": backbone, "class_projection": projections, "patch_projection": projections}
+    for part, generator in parts.items():
+        for name, tensor in initial_tensors(student.get_submodule(part), generator):
+            yield f"{part}.{name}", tensor
+
+
 class Bare(nn.Module):
     """A backbone alone, under the name that it has beside heads."""
 
@@ -50,7 +67,7 @@ class FeatureLearner(nn.Module):
 
     def __init__(self, student: Matched, teacher: Bare, losses: Losses, matching: FeatureMatching) -> None:
         super().__init__()
-        check_patches(student.backbone, teacher.backbone)
+        check_patches(student.backbone.config, teacher.backbone.config)
         self.student = student
         self.teacher = teacher
         for network in (student, teacher):

@@ -29,9 +29,20 @@ class _Mail:
 
 
 class SharedTeacher:
-    """Calls of all ranks together give every rank the teacher's tokens of its own images."""
+    """Calls of all ranks together give every rank the teacher's tokens of its own images. ``dtype`` is what the
+    backbone computes in; one that is ``sharded`` is called by every rank, also by those with nothing to ask.
+    """
 
-    def __init__(self, backbone: VisionTransformer, seating: Seating, rank: int) -> None:
+    def __init__(
+        self,
+        backbone: VisionTransformer,
+        seating: Seating,
+        rank: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        sharded: bool = False,
+    ) -> None:
+        self._dtype, self._sharded = dtype, sharded
         self.backbone = backbone.requires_grad_(False).eval()
         backbone.fuse()
         lanes = list(seating.lanes(rank))
@@ -77,10 +88,12 @@ class SharedTeacher:
     def _ask(self, crops: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's class tokens (R, D) and masked patch tokens (M, D) of the R crops that this rank asks about."""
         if not len(crops):  # more ranks than images
-            none = crops.new_empty(0, self.backbone.config.embed_dim, dtype=self.backbone.cls_token.dtype)
+            if self._sharded:
+                self._ask(crops.new_zeros(1, *crops.shape[1:]), masks.new_zeros(1, *masks.shape[1:]))
+            none = crops.new_empty(0, self.backbone.config.embed_dim, dtype=self._dtype)
             return none, none
         wanted = masks.flatten().nonzero().flatten().to(crops.device)
-        (read,) = cast(list[Read], self.backbone([crops.to(self.backbone.cls_token.dtype)], wanted=[wanted]))
+        (read,) = cast(list[Read], self.backbone([crops.to(self._dtype)], wanted=[wanted]))
         return read.classes, read.patches
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dinoctl.objective import gram, gram_loss
+from dinoctl.objective import gram, gram_loss, resample_patches
 
 SHAPES = [(1, 1, 4), (3, 7, 5), (2, 16, 24)]
 
@@ -65,3 +65,31 @@ def test_half_precision_is_computed_in_fp32(dtype: torch.dtype) -> None:
 def test_features_that_do_not_fit(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     with pytest.raises(ValueError, match="have to be of the same crops"):
         gram_loss(*(torch.zeros(shape) for shape in shapes))
+
+
+def test_an_equal_grid_changes_nothing() -> None:
+    features = normal(2, 12, 5, seed=10)
+    assert resample_patches(features, (3, 4), (3, 4)) is features
+
+
+@pytest.mark.parametrize(
+    ("grid", "target", "error"), [((8, 8), (4, 4), 1e-6), ((12, 8), (6, 4), 1e-6), ((9, 6), (6, 4), 1e-2)]
+)
+def test_resampling_keeps_places_and_channels(grid: tuple[int, int], target: tuple[int, int], error: float) -> None:
+    """A constant stays, and so does a slope, away from the borders; channels do not mix. Torch's cubic keeps slopes
+    exactly where new places lie midway between old ones, as with an even factor.
+    """
+    rows, columns = torch.meshgrid(*((torch.arange(n) + 0.5) / n for n in grid), indexing="ij")
+    features = torch.stack([torch.ones_like(rows), rows, columns], dim=-1).flatten(0, 1)[None].repeat(2, 1, 1)
+    wanted = torch.meshgrid(*((torch.arange(n) + 0.5) / n for n in target), indexing="ij")
+    found = resample_patches(features, grid, target).unflatten(1, target)
+    assert found.shape == (2, *target, 3)
+    torch.testing.assert_close(found[..., 0], torch.ones(2, *target))
+    for channel, places in zip((1, 2), wanted, strict=True):
+        torch.testing.assert_close(found[0, 1:-1, 1:-1, channel], places[1:-1, 1:-1], rtol=0, atol=error)
+
+
+def test_resampling_is_done_in_fp32_and_of_the_grid_it_is_told() -> None:
+    assert resample_patches(normal(1, 16, 4, seed=11).bfloat16(), (4, 4), (2, 2)).dtype == torch.float32
+    with pytest.raises(ValueError, match="15 patches are not those of a grid of 4 x 4"):
+        resample_patches(normal(1, 15, 4, seed=12), (4, 4), (2, 2))

@@ -41,6 +41,10 @@ DISTILL = "distill: {teacher: {job: p}, data: {source: x}, model: {arch: vit_sma
             "losses.gram.startStep: 10, but steps are counted from 0 to 9",
         ),
         (
+            "pretrain: {data: {source: x}, losses: {gram: {teacherScale: 1.3}}}",
+            "losses.gram.teacherScale: 1.3 times the 16 patches of 224 pixels is no whole number of patches; 1.3125 is",
+        ),
+        (
             "pretrain: {data: {source: x}, losses: {gram: {startStep: 0}}}",
             "losses.gram.startStep: 0 would hold patches near those of the untrained network",
         ),
@@ -53,6 +57,15 @@ DISTILL = "distill: {teacher: {job: p}, data: {source: x}, model: {arch: vit_sma
             "model.rope: needs heads of a multiple of 4 channels, these have 6; change numHeads",
         ),
         ("highres: {from: {job: p}, model: {rope: {}}}", "highres.model: is the parent's; only dropPath"),
+        (
+            DISTILL + "}, teacherPlacement: sharded}\ncompute: {engine: {name: ddp}}",
+            "teacherPlacement: sharded, but engine ddp keeps all parameters on every worker; use fsdp or deepspeed "
+            "with zeroStage 3, which shard them, or leave teacherPlacement out",
+        ),
+        (
+            DISTILL + "}, teacherPlacement: sharded}\ncompute: {engine: {zeroStage: 2}}",
+            "teacherPlacement: sharded, but engine deepspeed with zeroStage 2 keeps all parameters on every worker",
+        ),
         (DISTILL + "}, losses: {gram: {}}}", "losses.gram: needs a teacher that is the student's average"),
         (
             "pretrain: {data: {source: x}, crops: {global: {size: 225}}}",

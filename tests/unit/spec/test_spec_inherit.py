@@ -118,6 +118,14 @@ def test_gram_anchoring_is_a_share_of_the_steps_and_at_high_resolution_starts_at
     }
 
 
+def test_the_scale_of_the_gram_teacher_is_inherited(workshop: Workshop) -> None:
+    parent = PARENT.replace("koleo: 0.05", "gram: {teacherScale: 2.0}") + "  steps: 1200000\n"
+    own = "highres: {from: {job: p}, losses: {gram: {teacherScale: 1.5}}, size: 448}"
+    jobs = workshop.resolve(document("p", parent), document("h", "highres: {from: {job: p}}"), document("i", own))
+    scales = {n: job.to_dict()["spec"][job.kind]["losses"]["gram"]["teacherScale"] for n, job in jobs.items()}
+    assert scales == {"p": 2.0, "h": 2.0, "i": 1.5}
+
+
 def test_high_resolution_of_a_registered_model_is_the_papers(workshop: Workshop) -> None:
     model = "model: {arch: vit_large, patchSize: 16}"
     text = f"highres: {{from: {{model: models:/m@champion}}, data: {{source: x}}, {model}, size: 512}}"

@@ -50,6 +50,13 @@ def test_options_that_are_off_leave_the_hash_as_it_was_without_them(workshop: Wo
     assert hashes[0] == hashes[1]
 
 
+def test_a_scale_of_one_leaves_the_hash_of_gram_anchoring_as_it_was(workshop: Workshop) -> None:
+    plain = BASE.replace("64}", "64, losses: {gram: {}}}")
+    texts = [plain, *(plain.replace("gram: {}", f"gram: {{teacherScale: {scale}}}") for scale in (1.0, 2.0))]
+    hashes = [workshop.resolve(document("a", text))["a"].spec_hash for text in texts]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
 @pytest.mark.parametrize(
     "spec",
     [

@@ -10,7 +10,7 @@ from test_learner import batch, network, order_of_modules
 from test_training_loop import BATCH, SCHEDULES, Run
 from torch import Tensor
 
-from dinoctl.objective import gram_loss
+from dinoctl.objective import gram_loss, resample_patches
 from dinoctl.spec.recipe import Gram, Losses, Optimizer
 from dinoctl.training.engines.build import construct
 from dinoctl.training.engines.ddp import DdpEngine
@@ -40,6 +40,41 @@ def test_the_loss_is_that_of_the_students_global_patches() -> None:
     torch.testing.assert_close(metrics["gram"], wanted.detach())
     torch.testing.assert_close(loss - before, wanted)
     assert without["gram"] == 0
+
+
+def scaled(scale: float | None) -> Learner:
+    gram = GRAM if scale is None else GRAM.model_copy(update={"teacher_scale": scale})
+    trained = pretraining_learner(network(), Losses(gram=gram))
+    trained.student.load_state_dict(network(1).state_dict())
+    return trained.eval()
+
+
+def test_a_teacher_at_the_same_scale_is_the_plain_one() -> None:
+    plain, same = (scaled(scale)(**batch(), gram_weight=1.5) for scale in (None, 1.0))
+    assert torch.equal(plain[0], same[0])
+    assert all(torch.equal(value, same[1][name]) for name, value in plain[1].items())
+
+
+def test_a_teacher_at_another_scale_sees_larger_crops_and_fits_the_students_grid() -> None:
+    trained, inputs = scaled(2.0), batch()
+    assert trained.gram is not None
+    crops = inputs["global_crops"]
+    side, seen = crops.shape[-1] // 4, list[tuple[int, ...]]()
+    trained.gram.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
+    loss, metrics = trained(**inputs, gram_weight=1.5)
+    assert seen == [(len(crops), 3, 2 * crops.shape[-2], 2 * crops.shape[-1])]
+    larger = torch.nn.functional.interpolate(crops, scale_factor=2, mode="bicubic")
+    features = trained.gram(larger, is_training=True)["x_norm_patchtokens"]
+    anchors = resample_patches(features, (2 * side, 2 * side), (side, side))
+    student = trained.student.backbone([crops, inputs["local_crops"]], masks=[inputs["masks"], None], is_training=True)
+    wanted = 1.5 * gram_loss(student[0]["x_norm_patchtokens"], anchors)
+    torch.testing.assert_close(metrics["gram"], wanted.detach())
+    others, _ = scaled(None)(**inputs, gram_weight=1.5)
+    assert not torch.isclose(loss, others)
+    loss.backward()
+    assert all(p.grad is None for p in trained.gram.parameters())
+    with pytest.raises(ValueError, match=r"1\.3 times \d x \d patches is no whole number"):
+        scaled(1.3)(**inputs, gram_weight=1.0)
 
 
 def test_the_gram_teacher_is_frozen_and_runs_only_when_it_is_weighted() -> None:

@@ -27,11 +27,13 @@ def build_engine(
     context: Context,
     group: dist.ProcessGroup | None = None,
     tensors: Tensors | None = None,
+    whole: bool = False,
 ) -> Engine:
     """The engine that ``compute.engine`` names, with AdamW over ``groups``. Collective over ``group`` (None: all).
 
     ``tensors`` gives every parameter's values, whole and one by one, for a learner on the meta device; None takes those
-    that the learner has. The learner's parameters are other objects afterwards.
+    that the learner has. The learner's parameters are other objects afterwards. With ``whole`` an engine that shards
+    parameters keeps a frozen teacher whole on every rank.
 
     Raises:
         UserError: the engine can't work in a part of the ranks.
@@ -52,7 +54,7 @@ def build_engine(
     if name == "deepspeed" and stage == 3:
         from dinoctl.training.engines.zero3 import Zero3Engine
 
-        return build(Zero3Engine)
+        return build(partial(Zero3Engine, whole=whole))
     if name == "deepspeed":
         from dinoctl.training.engines.zero12 import ZeroEngine12
 
@@ -60,7 +62,7 @@ def build_engine(
     if name == "fsdp":
         from dinoctl.training.engines.fsdp import FsdpEngine
 
-        return build(partial(FsdpEngine, group=group))
+        return build(partial(FsdpEngine, group=group, whole=whole))
     from dinoctl.training.engines.ddp import DdpEngine
 
     return build(partial(DdpEngine, group=group))

@@ -114,6 +114,8 @@ class DdpEngine(ShardEngine):
         """In fp32 the teacher's parameters are the averages; ``ema`` has no working copy."""
         if self._dtype != torch.float32:
             named = [name for name in self._averages if name in self._params]
+            if not named:
+                return
             torch._foreach_copy_([self._params[n].data for n in named], [self._averages[n] for n in named])
 
     def _parallel(self) -> nn.Module:

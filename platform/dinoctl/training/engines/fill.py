@@ -4,7 +4,8 @@ An engine takes a learner whose parameters are shapes alone (on the meta device)
 tensors. Whatever nobody filled would still be a shape, so a gap can't go unnoticed; it is told by name.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +23,15 @@ class Roster:
     """The tensors of a learner by name and role.
 
     ``averaged``: name of the average -> name of the student's parameter that it follows. ``frozen``: what is neither
-    trained nor an average, but changes and has to survive (the Gram teacher).
+    trained nor an average, but changes and has to survive (the Gram teacher). ``fixed``: what never changes, a
+    distillation's teacher, and is in no checkpoint.
     """
 
     shapes: dict[str, tuple[int, ...]]
     trained: tuple[str, ...]
     averaged: dict[str, str]
     frozen: tuple[str, ...]
+    fixed: tuple[str, ...]
 
     @staticmethod
     def of(learner: nn.Module) -> "Roster":
@@ -37,11 +40,13 @@ class Roster:
         prefix = "teacher." if getattr(learner, "ema", None) is None else "ema."
         students = [name for name in named if name.startswith("student.")]
         averaged = {prefix + name.removeprefix("student."): name for name in students}
+        changing = {*students, *averaged, *(name for name in named if name.startswith("gram."))}
         return Roster(
             shapes={name: tuple(p.shape) for name, p in named.items()},
             trained=tuple(name for name, p in named.items() if p.requires_grad),
             averaged={twin: name for twin, name in averaged.items() if twin in named},
             frozen=tuple(name for name in named if name.startswith("gram.")),
+            fixed=tuple(name for name in named if name not in changing),
         )
 
 
@@ -86,6 +91,36 @@ def fill(roster: Roster, tensors: Tensors, place: Place) -> None:
     if missing:
         names = ", ".join(list(missing)[:5])
         raise ValueError(f"nothing fills {len(missing)} of the learner's {len(roster.shapes)} tensors: {names}")
+
+
+def set_aside(learner: nn.Module, names: Iterable[str]) -> None:
+    """The modules that hold the parameters ``names`` go on as plain attributes: what takes all of a module's parameters
+    leaves theirs alone. `all_modules` still lists them.
+    """
+    for root in {name.partition(".")[0] for name in names}:
+        learner.__dict__[root] = learner._modules.pop(root)
+
+
+@contextmanager
+def apart(learner: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """`set_aside` for a time."""
+    modules = dict(learner._modules)
+    set_aside(learner, names)
+    try:
+        yield
+    finally:
+        for root in modules.keys() - learner._modules.keys():
+            del learner.__dict__[root]
+        learner._modules.clear()
+        learner._modules.update(modules)
+
+
+def all_modules(learner: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(name, module), the learner itself first, with those that are set aside."""
+    yield from learner.named_modules()
+    for root, module in vars(learner).items():
+        if isinstance(module, nn.Module):
+            yield from module.named_modules(prefix=root)
 
 
 def replace(learner: nn.Module, name: str, tensor: Tensor) -> nn.Parameter:

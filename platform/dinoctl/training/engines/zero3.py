@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dinoctl.model import ProjectionHead
 from dinoctl.model.layers import Block
 from dinoctl.training.clipping import clip_
-from dinoctl.training.engines.fill import NamedGroups, Roster, fill, replace
+from dinoctl.training.engines.fill import NamedGroups, Roster, fill, replace, set_aside
 from dinoctl.training.engines.held import Adam, HeldState, Shard, adam_state, even_shard, world_of
 from dinoctl.training.engines.units import units
 from dinoctl.training.engines.zero import ZeroEngine, start, without_runtime_compiler, zero_config
@@ -24,7 +24,7 @@ ZeroParameter = Any  # a torch Parameter with what ZeRO-3 adds: ds_tensor, ds_sh
 
 
 class Zero3Engine(ZeroEngine):
-    """ZeRO-3 over all ranks of the default process group."""
+    """ZeRO-3 over all ranks of the default process group; ``whole`` leaves a frozen teacher unpartitioned."""
 
     def __init__(
         self,
@@ -36,6 +36,7 @@ class Zero3Engine(ZeroEngine):
         *,
         dtype: torch.dtype,
         device: torch.device,
+        whole: bool = False,
     ) -> None:
         import deepspeed
 
@@ -46,8 +47,10 @@ class Zero3Engine(ZeroEngine):
         config = zero_config(3, dtype, device)
         self._partitioner = deepspeed.zero.Init(config_dict_or_path=config, dtype=dtype)
         self._params: dict[str, ZeroParameter] = {}
+        self._whole = frozenset(roster.fixed if whole else ())
         exact: dict[str, Tensor] = {}
         fill(roster, tensors, lambda name, tensor: self._place(roster, exact, name, tensor))
+        set_aside(learner, self._whole)  # of what is in its module, DeepSpeed takes every parameter for partitioned
         _gather_by_unit(learner)
         adamw = adam([{**g, "params": [self._params[name] for name in g["params"]]} for g in groups])
         self._engine = start(learner, adamw, config)
@@ -66,6 +69,8 @@ class Zero3Engine(ZeroEngine):
         if not name.startswith("ema."):
             working = torch.empty_like(whole, dtype=self._dtype, memory_format=torch.contiguous_format)
             p: ZeroParameter = replace(self.learner, name, working.copy_(whole))
+            if name in self._whole:
+                return
             self._partitioner._convert_to_deepspeed_param(p)
             p.partition()
             self._params[name] = p
