@@ -29,6 +29,7 @@ from dinoctl.training.learner import HeadPair, TaughtLearner, build_network, che
 from dinoctl.training.loop import Inputs, LoopResult, MetricSink
 from dinoctl.training.seating import Seating
 from dinoctl.training.shared_teacher import SharedTeacher
+from dinoctl.training.stopping import StopRequest
 
 
 def train_together(attempt: Attempt, context: Context, stage: Distill, teacher: OpenedModel) -> LoopResult:
@@ -152,6 +153,7 @@ class _Group:
         self.device = self.base.device
         self.barrier: Callable[[], None] = self.base.barrier
         self.should_stop: Callable[[], bool] = self.base.should_stop
+        self.stop_request: Callable[[], StopRequest | None] = self.base.stop_request
 
     def report(self, progress: Progress) -> None:
         """See Context."""

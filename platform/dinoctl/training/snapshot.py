@@ -22,6 +22,11 @@ class Snapshot:
     pieces: list[tuple[Slice, int, int]]
     buffer: Tensor
 
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.buffer.numel()
+
     def write_out(self, file: str) -> list[Piece]:
         """The manifest entries of a file that holds ``chunks()``; computes the checksums (no training thread waits)."""
         return [piece for part, start, _ in self.pieces for piece in self._cut(file, part, start)]
