@@ -155,9 +155,8 @@ def _told(attempt: Attempt, context: "Context", result: "LoopResult") -> Outcome
     if not result.stopped or request is None:
         return Outcome(attempt.number, "stopped" if result.stopped else "succeeded", step=result.step)
     cause, why = ("Preempted", "preempted") if request.preempted else ("", "stopped as asked")
-    return Outcome(
-        attempt.number, "stopped", cause, f"{why}; step {result.step} committed, {used(request)}", result.step
-    )
+    message = f"{why}; step {result.step} committed, {used(request)}"
+    return Outcome(attempt.number, "stopped", cause, message, result.step)
 
 
 def _start_ray(cpus: float, use_gpu: bool) -> None:

@@ -14,7 +14,7 @@ from test_learner import batch, network
 from torch import Tensor
 
 from dinoctl.data.batch import Batch
-from dinoctl.data.local import LocalStorage
+from dinoctl.data.storage import open_storage
 from dinoctl.handover.ledger import Ledger
 from dinoctl.handover.progress import Progress
 from dinoctl.objective import SoftmaxCenter
@@ -86,9 +86,11 @@ class Run:
     clock: Callable[[], float] = lambda: 0.0
     """Stands still, so that questions whether to stop come after every fifth step, however slow this machine is."""
 
+    uri: str = ""
+
     @property
     def ledger(self) -> Ledger:
-        return Ledger(LocalStorage(self.root / "checkpoints"))
+        return Ledger(open_storage(self.uri or self.root / "checkpoints"))
 
     def go(self) -> LoopResult:
         start = self._resume()
