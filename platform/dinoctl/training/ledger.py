@@ -190,6 +190,10 @@ class LedgerWriter:
         self.upload: Upload | None = None
         self.last: Upload | None = None
 
+    def prepare(self, slices: list[Slice]) -> None:
+        """Allocates what ``save`` will need for such slices, before training begins."""
+        self._buffer.prepare(slices)
+
     def save(
         self,
         step: int,

@@ -107,6 +107,8 @@ class Loop:
         """
         self._committed = self._looked = start
         settings, step, stopped = self._settings, start, False
+        if start < settings.steps:
+            self._writer.prepare(self._engine.slices())
         while step < settings.steps and not stopped:
             began = time.monotonic()
             batch = next(batches)
