@@ -4,9 +4,10 @@
 
 One process (ZeRO-3, fp32, on the CPU) holds the state of a pretraining: eight blocks of ViT-S/14, student and teacher
 with heads, AdamW's moments. The same state is saved, by turns, by this project's ledger, by torch's distributed
-checkpoints (``save``, and ``async_save`` with the stager that keeps its copies' memory), and by DeepSpeed's ``save_checkpoint``.
-Before each save a plain copy of as many bytes between two touched buffers is timed: what the pause should be. Peak
-memory is that of processes of their own. All write to a local directory; the ledger and torch call fsync.
+checkpoints (``save``, and ``async_save`` with the stager that keeps its copies' memory), and by DeepSpeed's
+``save_checkpoint``. Before each save a plain copy of as many bytes between two touched buffers is timed: what the pause
+should be. Peak memory is that of processes of their own. All write to a local directory; the ledger and torch call
+fsync.
 """
 
 from __future__ import annotations

@@ -140,10 +140,11 @@ class Ledger:
         self.storage.delete(key)
         return False
 
-    def pinned(self) -> set[int]:
-        """Steps that somebody refers to."""
-        keys = self.storage.list(_PINS)
-        return {int(key.removeprefix(_PINS).split("/")[0].removeprefix("step-")) for key in keys}
+    def pinned(self, by: str | None = None) -> set[int]:
+        """Steps that somebody (``by``, if given) refers to."""
+        pins = (key.removeprefix(_PINS).split("/") for key in self.storage.list(_PINS))
+        name = None if by is None else quote(by, safe="")
+        return {int(step.removeprefix("step-")) for step, who in pins if name in (None, who)}
 
     def collect_orphans(self, attempt: int) -> None:
         """Deletes slices that attempts older than ``attempt`` never committed, and what they left half-written.

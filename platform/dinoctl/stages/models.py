@@ -129,11 +129,12 @@ class OpenedModel:
         if self.job_storage is None:
             return None
         ledger = Ledger(self.job_storage.child(CHECKPOINTS))
-        head = ledger.head()
-        if head is None:
-            return None
+        pinned = sorted(ledger.pinned(by)) if by else []
+        head = ledger.commit(pinned[0]) if pinned else ledger.head()
+        if head is None or not by:
+            return None if head is None else Checkpoint(ledger.storage, head)
         with suppress(StorageError):  # who may only read pins nothing; retention keeps the newest anyway
-            if by and not ledger.pin(head.step, by):
+            if not ledger.pin(head.step, by):
                 return self._checkpoint(by)  # it has just gone: there is a newer one
         return Checkpoint(ledger.storage, head)
 

@@ -80,8 +80,8 @@ class ProcessContext:
         # All sources are looked at on every rank: one of them may be a collective.
         heard = [notice for notice in (self.warned(), terminated(), self._asked()) if notice is not None]
         mine = min(heard, key=_urgency, default=None)
-        self._request, step_s = agree(mine, self._cadence.step_s(), self._host_group)
-        self._cadence.asked(step_s)
+        request, step_s = agree(mine, self._cadence.step_s(), self._host_group)
+        self._request = request if self._cadence.asked(step_s) else None
         return self._request is not None
 
     def stop_request(self) -> StopRequest | None:

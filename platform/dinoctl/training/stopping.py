@@ -1,8 +1,8 @@
 """When training is asked to stop: by whom, until when, and how all ranks come to know it after the same step.
 
-The question is a collective on the host. It comes after every fifth step, and after every step where steps take longer
-than ``ASK_S``: so a rank that hears of its end is obeyed within about one step or one second, whichever is longer. (On
-a GPU too: a device queues some thousand kernels, which is less than a step, so the host is hardly ahead of it.)
+The question is a collective on the host. It comes after every fifth step, and after every single one where steps take
+a second or more: so a rank that hears of its end is obeyed within five seconds or one step, whichever is longer. (On a
+GPU too: a device queues some thousand kernels, which is less than a step, so the host is hardly ahead of it.)
 """
 
 import math
@@ -17,10 +17,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-ASK_S = 1.0
-"""Seconds of training between two questions whether to stop, unless a single step takes longer."""
+SLOW_S = 1.0
+"""Seconds of a step from which on every step ends with the question whether to stop."""
 
-_STEPS = 5  # between questions at most, however quick steps are
+_STEPS = 5  # between questions where steps are quicker
 _GRACE = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 
 
@@ -66,23 +66,27 @@ class Cadence:
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock, self._began = clock, clock()
+        self._clock, self._began = clock, 0.0
         self._steps = self._asked = 0
-        self._every = 1
+        self._slow = False
 
     def due(self) -> bool:
-        """Called after every step."""
+        """Called after every step. The second one always ends with a question: it tells how long steps take (the first
+        one is longer than all others).
+        """
         self._steps += 1
-        return self._steps % _STEPS == 0 or self._steps - self._asked >= self._every
+        if self._steps == 1:
+            self._began, self._asked = self._clock(), 1
+        return self._slow or self._steps == 2 or self._steps % _STEPS == 0
 
     def step_s(self) -> float:
         """This rank's seconds a step since the last question."""
         return (self._clock() - self._began) / max(1, self._steps - self._asked)
 
-    def asked(self, step_s: float) -> None:
-        """``step_s``: seconds a step of the slowest rank."""
-        self._began, self._asked = self._clock(), self._steps
-        self._every = _STEPS if step_s * _STEPS <= ASK_S else max(1, int(ASK_S / step_s))
+    def asked(self, step_s: float) -> bool:
+        """``step_s``: seconds a step of the slowest rank. Whether a request is obeyed now or with the next question."""
+        self._began, self._asked, self._slow = self._clock(), self._steps, step_s >= SLOW_S
+        return self._slow or self._steps % _STEPS == 0
 
 
 def agree(mine: Notice | None, step_s: float, group: Any) -> tuple[StopRequest | None, float]:
