@@ -24,7 +24,8 @@ from support.s3server import S3Server
 
 pytestmark = pytest.mark.timeout(600)
 
-SIZE = 10_000_000  # elements, of two ranks; 40 MB, so two parts of a multipart upload a rank
+SIZE = 10_000_000  # elements of two ranks; 40 MB, so two parts of a multipart upload a rank
+SMALL = 200_000
 
 
 def value(step: int, attempt: int) -> float:
@@ -32,14 +33,14 @@ def value(step: int, attempt: int) -> float:
     return float(100 * step + attempt)
 
 
-def write(ledger: Ledger, step: int, attempt: int, keep: int = 2) -> None:
+def write(ledger: Ledger, step: int, attempt: int, keep: int = 2, size: int = SIZE) -> None:
     """Both ranks of an attempt, each with its writer."""
     writers = []
     for rank in range(2):
         identity = WriterIdentity(attempt, rank, 2, "spec", "run", 0, {})
         writers.append(LedgerWriter(ledger, identity, keep=keep, commit_timeout_s=60))
-        half = torch.full((SIZE // 2,), value(step, attempt))
-        writers[-1].save(step, [Slice("t", "param", (SIZE,), rank * SIZE // 2, half)])
+        half = torch.full((size // 2,), value(step, attempt))
+        writers[-1].save(step, [Slice("t", "param", (size,), rank * size // 2, half)])
     try:
         for one in writers:
             one.wait()
@@ -62,11 +63,11 @@ def read(ledger: Ledger, step: int) -> tuple[Commit, torch.Tensor]:
     return commit, Checkpoint(ledger.storage, commit).tensor("param", "t")
 
 
-def assert_whole(ledger: Ledger) -> None:
+def assert_whole(ledger: Ledger, size: int = SIZE) -> None:
     """Every committed step is of the attempt that committed it, from the first element to the last."""
     for step in ledger.steps():
         commit, tensor = read(ledger, step)
-        assert torch.equal(tensor, torch.full((SIZE,), value(step, commit.attempt))), step
+        assert torch.equal(tensor, torch.full((size,), value(step, commit.attempt))), step
         assert {key.split("/")[1] for key in commit.manifests} == {f"a{commit.attempt:04d}"}
 
 
@@ -128,18 +129,13 @@ def process(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         made.wait()
 
 
-@pytest.fixture(params=["bucket", "directory"])
-def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    bucket = request.param == "bucket"
-    return f"{request.getfixturevalue('s3')}/job/checkpoints" if bucket else str(tmp_path / "checkpoints")
-
-
 # In which phase, and what is committed afterwards.
 PHASES = {"copy": [1, 2], "upload": [1, 2], "manifest": [1, 2], "commit": [1, 2], "retention": [2, 3]}
 
 
-@pytest.mark.parametrize("phase", PHASES)
-def test_a_writer_killed_in_any_phase(uri: str, s3_server: S3Server, phase: str) -> None:
+@pytest.mark.parametrize(("place", "phase"), [("bucket", phase) for phase in PHASES] + [("directory", "upload")])
+def test_a_writer_killed_in_any_phase(s3: str, s3_server: S3Server, tmp_path: Path, place: str, phase: str) -> None:
+    uri = f"{s3}/job/checkpoints" if place == "bucket" else str(tmp_path / "checkpoints")
     ledger = Ledger(open_storage(uri))
     for step in (1, 2):
         write(ledger, step, 1)
@@ -148,11 +144,10 @@ def test_a_writer_killed_in_any_phase(uri: str, s3_server: S3Server, phase: str)
     assert killed.returncode == -signal.SIGKILL, output
     assert ledger.steps() == PHASES[phase]
     assert_whole(ledger)
-    if phase != "copy":
-        assert list(ledger.storage.list()) != sorted(wanted(ledger)), "something was left over"
 
-    # Its successor dies while it collects what is left, and the one after that does the work.
-    if phase in ("upload", "manifest", "commit", "retention"):
+    if phase in ("manifest", "commit", "retention"):
+        # There are files that nobody refers to. The successor dies while it collects them, the one after that does it.
+        assert list(ledger.storage.list()) != sorted(wanted(ledger))
         with process(KILLED, uri, "orphans", "3") as killed:
             output, _ = killed.communicate(timeout=120)
         assert killed.returncode == -signal.SIGKILL, output
@@ -183,18 +178,17 @@ def wanted(ledger: Ledger) -> set[str]:
 ATTEMPT = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from test_ledger_processes import begin, write
+from test_ledger_processes import SMALL, begin, write
 from dinoctl.data.storage import open_storage
 from dinoctl.handover.ledger import FencedError, Ledger
 
-uri, attempt, last = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+uri, attempt, steps = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 ledger = Ledger(open_storage(uri))
 step = begin(ledger, attempt)
 print("from", step, flush=True)
 try:
-    while step < last:
-        step += 1
-        write(ledger, step, attempt, keep=99)
+    for step in range(step + 1, step + 1 + steps):
+        write(ledger, step, attempt, keep=9999, size=SMALL)
         print("wrote", step, flush=True)
 except FencedError as error:
     print(error, flush=True)
@@ -204,19 +198,19 @@ except FencedError as error:
 
 def test_two_attempts_at_once(s3: str) -> None:
     """The old one goes on writing when the new one has begun (seen on a real cluster after a preemption)."""
-    uri, steps = f"{s3}/job/checkpoints", 12
+    uri = f"{s3}/job/checkpoints"
     ledger = Ledger(open_storage(uri))
-    with process(ATTEMPT, uri, "1", "1000") as old:
+    with process(ATTEMPT, uri, "1", "9999") as old:
         until(lambda: len(ledger.steps()) >= 2)
-        with process(ATTEMPT, uri, "2", str(steps)) as new:
+        with process(ATTEMPT, uri, "2", "6") as new:
             lines, _ = old.communicate(timeout=240)
             assert old.returncode == 3, lines
             assert lines.splitlines()[-1] == "attempt 1 was replaced by attempt 2"
             output, _ = new.communicate(timeout=240)
             assert new.returncode == 0, output
-    assert_whole(ledger)
+    assert_whole(ledger, SMALL)
     by = {step: read(ledger, step)[0].attempt for step in ledger.steps()}
-    assert set(by) == set(range(1, max(max(by), steps) + 1))
+    assert set(by) == set(range(1, max(by) + 1))
     assert list(by.values()) == sorted(by.values()), "the old one commits nothing after the new one"
     assert set(by.values()) == {1, 2}
     assert begin(ledger, 3) == max(by)

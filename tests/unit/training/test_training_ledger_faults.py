@@ -24,7 +24,7 @@ PASSING = {
     "busy": Fault("slowdown", rate=0.3),
     "error": Fault("error", rate=0.2),
     "reset": Fault("reset", rate=0.2),
-    "lost answers": Fault("lost-answer", method="PUT|POST|DELETE", rate=0.2),
+    "lost answers": Fault("lost-answer", method="PUT|POST|DELETE", rate=0.3),
     "cut short": Fault("truncate", method="GET", rate=0.3),
     "wrong bytes": Fault("flip", key=r"\.bin|\.json", rate=0.25),
     "slow": Fault("bandwidth", key=r"\.bin", value=20e6),
@@ -58,7 +58,9 @@ def test_what_passes_changes_nothing(
     save(ledger, 5, STATE, 2)
     written = sum(s3_faults.injected.values())
     assert_holds(ledger, STATE, (1, 3))
-    assert fault in ("slow", "far") or sum(s3_faults.injected.values()) > written, "reading was hit as well"
+    assert fault in ("slow", "far", "lost answers") or sum(s3_faults.injected.values()) > written, (
+        "reading was hit as well"
+    )
     assert fault in ("slow", "far", "cut short") or written > 0, "writing was hit as well"
     assert ledger.steps() == [5]
     s3_faults.faults = ()
@@ -99,7 +101,7 @@ def test_an_object_that_is_missing_gives_way_to_the_checkpoint_before(ledger: Le
     save(ledger, 5, STATE, 2)
     save(ledger, 10, {"t": STATE["t"] + 1}, 2)
     s3_faults.faults = [MISSING]
-    with pytest.raises(CorruptCheckpointError, match="step 10 is damaged and set aside: .*there is no such object"):
+    with pytest.raises(CorruptCheckpointError, match=r"step 10 is damaged and set aside: .*there is no such object"):
         opened(ledger).tensor("param", "t")
     s3_faults.faults = ()
     assert ledger.steps() == [5]
