@@ -13,12 +13,16 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dinoctl.handover.attempt import Attempt
 from dinoctl.handover.claim import claim
 from dinoctl.handover.outcome import Outcome, classify, read_rank_errors
 from dinoctl.stages import STAGES
+
+if TYPE_CHECKING:
+    from dinoctl.training.context import Context
+    from dinoctl.training.loop import LoopResult
 
 _PR_SET_PDEATHSIG = 1
 _OBJECT_STORE_BYTES = 128 * 2**20  # training moves nothing through Ray's object store
@@ -72,7 +76,8 @@ def _alone(attempt: Attempt) -> Outcome:
 def _in_group(attempt: Attempt, path: Path) -> Outcome:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig
+
+    from dinoctl.ray_workers import group_config
 
     compute = attempt.spec.compute
     use_gpu = compute.gpus_per_worker > 0
@@ -82,7 +87,7 @@ def _in_group(attempt: Attempt, path: Path) -> Outcome:
         _trainer_class()(
             rank_main,
             train_loop_config={"job": str(path)},
-            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+            torch_config=group_config("nccl" if use_gpu else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=compute.workers, use_gpu=use_gpu, resources_per_worker={"CPU": compute.cpus_per_worker}
             ),
@@ -125,6 +130,7 @@ def rank_main(config: Mapping[str, Any]) -> None:
 
     from dinoctl.handover.outcome import write_rank_error
     from dinoctl.handover.progress import ProgressFile
+    from dinoctl.ray_workers import preemption_notice
     from dinoctl.training.context import ProcessContext
 
     attempt = Attempt.read(Path(config["job"]))
@@ -133,22 +139,24 @@ def rank_main(config: Mapping[str, Any]) -> None:
         torch.set_num_threads(attempt.spec.compute.threads_per_worker)
         device = train.torch.get_device() if attempt.spec.compute.gpus_per_worker else torch.device("cpu")
         sink = ProgressFile(attempt).write
-        context = ProcessContext(device, attempt.stop_file, warned=_preemption_notice, sink=sink)
+        context = ProcessContext(device, attempt.stop_file, warned=preemption_notice, sink=sink)
         result = STAGES[attempt.spec.kind].load()(attempt, context)
         if rank == 0:
-            phase = "stopped" if result.stopped else "succeeded"
-            Outcome(attempt.number, phase, step=result.step).write_result(attempt.scratch)
+            _told(attempt, context, result).write_result(attempt.scratch)
     except BaseException as error:
         write_rank_error(attempt, rank, error)
         raise
 
 
-def _preemption_notice() -> bool:
-    """Whether Ray was told that this node will go away (Ray 2.57+; older ones have no notice)."""
-    from ray import train
+def _told(attempt: Attempt, context: "Context", result: "LoopResult") -> Outcome:
+    from dinoctl.training.loop import used
 
-    notice = getattr(train, "get_preemption_info", None)
-    return notice is not None and notice() is not None
+    request = context.stop_request()
+    if not result.stopped or request is None:
+        return Outcome(attempt.number, "stopped" if result.stopped else "succeeded", step=result.step)
+    cause, why = ("Preempted", "preempted") if request.preempted else ("", "stopped as asked")
+    message = f"{why}; step {result.step} committed, {used(request)}"
+    return Outcome(attempt.number, "stopped", cause, message, result.step)
 
 
 def _start_ray(cpus: float, use_gpu: bool) -> None:
@@ -160,6 +168,7 @@ def _start_ray(cpus: float, use_gpu: bool) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")  # of a short grace, Ray's own 5 s are a lot
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if use_gpu else "cpu")
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=True)

@@ -37,7 +37,7 @@ _BLOCK = 64 * 1024
 class Fault:
     """What goes wrong, for requests whose method and unquoted path match, the ``first`` so many or a share ``rate``.
 
-    ``value``: seconds of latency before the first byte, or bytes a second of a connection.
+    ``value``: seconds of latency before the first byte, or bytes a second of a connection, either way.
     ``lost-answer`` lets the server do its work and then breaks the connection. ``flip`` turns a bit of the body:
     the answer's for GET, the request's for PUT.
     """
@@ -161,6 +161,8 @@ class _Connection:
         body = await self._reader.readexactly(head.length)
         proxy.received += len(body)
         struck = proxy.struck(head)
+        if "bandwidth" in struck:
+            await asyncio.sleep(len(body) / struck["bandwidth"].value)
         if "latency" in struck:
             await asyncio.sleep(struck["latency"].value)
         if "reset" in struck:

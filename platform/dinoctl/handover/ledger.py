@@ -4,6 +4,7 @@
     checkpoints/step-00012500/a0003/rank-00000.bin, .json
     checkpoints/step-00012500/COMMIT             created once, by rank 0, when all manifests are there
     checkpoints/step-00012500/CORRUPT            set aside: found damaged when it was read
+    checkpoints/pins/step-00012500/NAME          kept whatever retention says: NAME refers to it
 
 Only a step with a COMMIT exists. Nothing is renamed and nothing is locked: a COMMIT is a conditional create, so two
 attempts that overlap can never mix their slices. ``training.ledger`` writes and reads the slices.
@@ -13,12 +14,14 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from typing import Any
+from urllib.parse import quote
 
 from dinoctl.data.errors import NotFoundError
 from dinoctl.data.storage import Storage
 
 FORMAT = "dinoctl.checkpoint/v1"
 CHECKPOINTS = "checkpoints"
+_PINS = "pins/"
 _STEP = re.compile(r"^step-(\d{8,})/COMMIT$")
 
 
@@ -126,10 +129,27 @@ class Ledger:
         self.storage.delete(f"{step_name(step)}/COMMIT")
         self.storage.delete_prefix(f"{step_name(step)}/")
 
+    def pin(self, step: int, by: str) -> bool:
+        """Has retention keep a step for good, because ``by`` (a job that starts from it, a registered version) refers
+        to it. False when the step is not, or no longer, committed.
+        """
+        key = f"{_PINS}{step_name(step)}/{quote(by, safe='')}"
+        self.storage.write_if_absent(key, b"{}")  # before the look: retention asks for pins before it deletes
+        if self.commit(step) is not None:
+            return True
+        self.storage.delete(key)
+        return False
+
+    def pinned(self, by: str | None = None) -> set[int]:
+        """Steps that somebody (``by``, if given) refers to."""
+        pins = (key.removeprefix(_PINS).split("/") for key in self.storage.list(_PINS))
+        name = None if by is None else quote(by, safe="")
+        return {int(step.removeprefix("step-")) for step, who in pins if name in (None, who)}
+
     def collect_orphans(self, attempt: int) -> None:
         """Deletes slices that attempts older than ``attempt`` never committed, and what they left half-written.
 
-        Only after ``begin(attempt)`` and before this attempt writes: nobody else may commit then.
+        Only after ``begin(attempt)`` and while this attempt writes nothing: nobody else may commit then.
         """
         self.storage.sweep()
         committed = {step: commit.attempt for step in self.steps() if (commit := self.commit(step))}

@@ -22,7 +22,8 @@ _PEER = re.compile(
 @dataclass(frozen=True)
 class Outcome:
     """``phase``: succeeded, stopped or failed. ``cause`` of a failure: Spec, Application, Infrastructure or Stopped;
-    ``environment`` marks a failure that a retry alone will hardly mend (full disk, no credentials).
+    of a stop: Preempted, or nothing where it was asked for. ``environment`` marks a failure that a retry alone will
+    hardly mend (full disk, no credentials).
     """
 
     attempt: int

@@ -70,7 +70,7 @@ class Workers:
 def _ended(number: int, outcome: Outcome, now: float) -> Execution:
     if outcome.phase == "succeeded":
         return Execution(number, Phase.SUCCEEDED, now)
-    cause = Cause.STOPPED if outcome.phase == "stopped" else Cause(outcome.cause)
+    cause = Cause(outcome.cause or Cause.STOPPED)
     return Execution(number, Phase.FAILED, now, cause, outcome.message)
 
 

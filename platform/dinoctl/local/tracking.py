@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from dinoctl.data.storage import open_storage
+from dinoctl.handover.ledger import CHECKPOINTS, Ledger
 from dinoctl.handover.output import read_evidence, read_output
 from dinoctl.lifecycle import Status
 from dinoctl.local.observe import Champions, judge, judge_one, students
@@ -16,6 +17,7 @@ from dinoctl.spec.errors import EnvironmentProblem, redacted
 from dinoctl.spec.policy import Promote
 from dinoctl.spec.resolve import ResolvedJob, decisive
 from dinoctl.tracking.gate import Champion, Evidence
+from dinoctl.tracking.tags import CHECKPOINT_STEP
 
 if TYPE_CHECKING:
     from dinoctl.tracking.registry import Registered
@@ -117,8 +119,11 @@ class Tracking:
         if not decision.passed:
             raise ValueError("not registered, the gate refused: " + "; ".join(decision.reasons))
         run_id = self._run(job, state, status)
+        ledger = Ledger(storage.child(CHECKPOINTS))
+        for name in students(job) or ("",):
+            ledger.pin(output.step, f"models:/{registered_name(gate.promote, name)}")  # before anybody can refer to it
         done = [
-            self._register(job, gate.promote, name, proof, champions, storage.child("export").uri, run_id)
+            self._register(job, gate.promote, name, proof, champions, storage.child("export").uri, run_id, output.step)
             for name in students(job) or ("",)
         ]
         mark = {
@@ -139,12 +144,13 @@ class Tracking:
         champions: Champions,
         export: str,
         run_id: str,
+        step: int,
     ) -> "Registered":
         from dinoctl.tracking.registry import register
 
         decision = judge_one(job, proof, student, champions)
         assert decision is not None  # noqa: S101 - a job that promotes has a gate
-        tags = {"dinoctl.job": job.name} | ({"dinoctl.student": student} if student else {})
+        tags = {"dinoctl.job": job.name, CHECKPOINT_STEP: str(step)} | ({"dinoctl.student": student} if student else {})
         return register(
             self._uri,
             model=registered_name(promote, student),

@@ -26,7 +26,7 @@ def run(attempt: Attempt, context: Context, work: Work = train) -> LoopResult:
     student, teacher = parent.blank(stage.size, drop_path=drop_path or 0.0), parent.blank(stage.size)
     recipe = Recipe.of(stage)
     learner = Learner(student, teacher, None, recipe.losses)
-    tensors = learner_tensors(learner, parent.tensors(student, student=True), parent.tensors(teacher))
+    tensors = learner_tensors(learner, parent.tensors(student, student=True, by=attempt.name), parent.tensors(teacher))
     return work(attempt, context, recipe, learner, stage.size, tensors)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dinoctl.data.errors import StorageError
 from dinoctl.data.storage import Storage
 from dinoctl.handover.ledger import CHECKPOINTS, Ledger
 from dinoctl.loading import EXPORT, open_source
@@ -112,19 +114,20 @@ class OpenedModel:
             raise UserError(str(error)) from None
         return head
 
-    def tensors(self, network: HeadPair | Bare, *, student: bool = False) -> Iterator[tuple[str, Tensor]]:
+    def tensors(self, network: HeadPair | Bare, *, student: bool = False, by: str = "") -> Iterator[tuple[str, Tensor]]:
         """Name and value of every parameter of a `blank` network, of its heads alone or of a `bare` one, read when it
         is asked for (a file is mapped, so it is not in memory as a whole); positions enlarged to the network's grid
         (paper App. B.2).
 
         ``student`` takes the student's weights of the last checkpoint instead of the average, if there is one. What a
-        job keeps frozen (distillation: the mask token) is in no checkpoint, and equals its average.
+        job keeps frozen (distillation: the mask token) is in no checkpoint, and equals its average. The checkpoint is
+        pinned for the job ``by``, so that an attempt of it that comes later finds the same one.
         """
         average = {f"backbone.{name}": value for name, value in self.exported.backbone.state_dict().items()}
         for head, state in self.exported.heads.items():
             average |= {f"{head}.{name}": value for name, value in state.items()}
         names = [name for name, _ in network.named_parameters()]
-        trained = dict(_in_batches(self._checkpoint() if student else None, names))
+        trained = dict(_in_batches(self._checkpoint(by) if student else None, names))
         for name, shape in network.named_parameters():
             value = trained[name]() if name in trained else average[name]
             if isinstance(network, Network | Bare) and name == "backbone.pos_embed" and value.shape != shape.shape:
@@ -132,12 +135,18 @@ class OpenedModel:
                 value = resize_pos_embed({"pos_embed": value}, grid, self.exported.config)["pos_embed"]
             yield name, value
 
-    def _checkpoint(self) -> Checkpoint | None:
+    def _checkpoint(self, by: str) -> Checkpoint | None:
         if self.job_storage is None:
             return None
         ledger = Ledger(self.job_storage.child(CHECKPOINTS))
-        head = ledger.head()
-        return None if head is None else Checkpoint(ledger.storage, head)
+        pinned = sorted(ledger.pinned(by)) if by else []
+        head = ledger.commit(pinned[0]) if pinned else ledger.head()
+        if head is None or not by:
+            return None if head is None else Checkpoint(ledger.storage, head)
+        with suppress(StorageError):  # who may only read pins nothing; retention keeps the newest anyway
+            if not ledger.pin(head.step, by):
+                return self._checkpoint(by)  # it has just gone: there is a newer one
+        return Checkpoint(ledger.storage, head)
 
 
 def _in_batches(checkpoint: Checkpoint | None, names: list[str]) -> Iterator[tuple[str, Callable[[], Tensor]]]:

@@ -33,6 +33,7 @@ from dinoctl.training.learner import HeadPair, TaughtLearner, blank_network, che
 from dinoctl.training.loop import Inputs, LoopResult, MetricSink
 from dinoctl.training.seating import Seating
 from dinoctl.training.shared_teacher import SharedTeacher
+from dinoctl.training.stopping import StopRequest
 from dinoctl.training.weights import Tensors, learner_tensors
 
 
@@ -179,6 +180,7 @@ class _Group:
         self.device = self.base.device
         self.barrier: Callable[[], None] = self.base.barrier
         self.should_stop: Callable[[], bool] = self.base.should_stop
+        self.stop_request: Callable[[], StopRequest | None] = self.base.stop_request
 
     def report(self, progress: Progress) -> None:
         """See Context."""

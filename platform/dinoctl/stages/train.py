@@ -31,6 +31,7 @@ from dinoctl.training.ledger import Checkpoint, LedgerWriter, WriterIdentity
 from dinoctl.training.loop import Inputs, Loop, LoopResult, LoopSettings, MetricSink
 from dinoctl.training.matching import FeatureLearner
 from dinoctl.training.schedules import RecipeSchedules
+from dinoctl.training.upload import Upload
 from dinoctl.training.vitals import Vitals
 from dinoctl.training.weights import Tensors
 
@@ -79,8 +80,15 @@ class _NamedWriter(LedgerWriter):
         super().__init__(ledger, identity, keep=keep, keep_every=keep_every)
         self._names = names
 
-    def save(self, step: int, slices: list[Slice], *, skipped: int = 0) -> None:
-        super().save(step, [_named(piece, self._names) for piece in slices], skipped=skipped)
+    def save(
+        self,
+        step: int,
+        slices: list[Slice],
+        *,
+        skipped: int = 0,
+        behind: Callable[[Upload], None] = lambda _: None,
+    ) -> None:
+        super().save(step, [_named(piece, self._names) for piece in slices], skipped=skipped, behind=behind)
 
 
 def _named(piece: Slice, names: str) -> Slice:
@@ -148,7 +156,12 @@ def fit(
     seat = seat or Seat(context)
     ledger = Ledger(attempt.storage.child(folder))
     start, skipped = _resume(attempt, context, ledger, engine, seat.names)
-    return _run_loop(attempt, context, recipe, engine, learner, ledger, data, start, skipped, patch_size, prefix, seat)
+    result = _run_loop(
+        attempt, context, recipe, engine, learner, ledger, data, start, skipped, patch_size, prefix, seat
+    )
+    if context.rank == 0 and not result.stopped:
+        ledger.collect_orphans(attempt.number)  # an older attempt may have gone on writing for a while
+    return result
 
 
 def _resume(attempt: Attempt, context: Context, ledger: Ledger, engine: Engine, names: str) -> tuple[int, int]:

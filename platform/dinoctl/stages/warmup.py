@@ -26,6 +26,7 @@ from dinoctl.stages.train import agreed_head, fit, make_engine
 from dinoctl.training.context import Context
 from dinoctl.training.learner import blank_heads
 from dinoctl.training.ledger import Checkpoint
+from dinoctl.training.stopping import StopRequest
 from dinoctl.training.warmup import HeadsLearner
 from dinoctl.training.weights import learner_tensors
 
@@ -89,6 +90,7 @@ class _Warming:
         self.rank, self.world, self.device = self.base.rank, self.base.world, self.base.device
         self.barrier: Callable[[], None] = self.base.barrier
         self.should_stop: Callable[[], bool] = self.base.should_stop
+        self.stop_request: Callable[[], StopRequest | None] = self.base.stop_request
 
     def report(self, progress: Progress) -> None:
         """See Context."""

@@ -9,6 +9,7 @@ CODE_VERSION = "dinoctl.code_version"
 ATTEMPT = "dinoctl.attempt"
 
 EXPORT_HASH = "dinoctl.export_hash"
+CHECKPOINT_STEP = "dinoctl.checkpoint_step"  # of the job's ledger, pinned there
 EVIDENCE = "dinoctl.evidence"  # JSON of gate.Evidence
 DECISION = "dinoctl.decision"  # JSON of gate.GateDecision
 

@@ -6,7 +6,7 @@ import json
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import google_crc32c
@@ -20,10 +20,12 @@ from dinoctl.training.engines.base import Slice
 from dinoctl.training.manifest import Piece, pieces_from_json, pieces_to_json
 from dinoctl.training.read_ahead import ReadAhead, plan
 from dinoctl.training.snapshot import Snapshot, SnapshotBuffer
+from dinoctl.training.upload import Upload
 
 _ATTEMPTS = 3  # wrong bytes may be the network's fault: read again before calling a checkpoint damaged
 _MANIFESTS = 16  # read at once
 _POLL_S, _POLL_MAX_S = 0.05, 1.0  # questions to the storage, rarer the longer the answer takes
+_TELL_S = 10.0  # between words about an upload that training waits for
 
 
 class CorruptCheckpointError(OSError):
@@ -185,21 +187,40 @@ class LedgerWriter:
         self._pending: Future[None] | None = None
         self.copy_s = 0.0
         self.wait_s = 0.0
+        self.upload: Upload | None = None
+        self.last: Upload | None = None
 
-    def save(self, step: int, slices: list[Slice], *, skipped: int = 0) -> None:
+    def prepare(self, slices: list[Slice]) -> None:
+        """Allocates what ``save`` will need for such slices, before training begins."""
+        self._buffer.prepare(slices)
+
+    def save(
+        self,
+        step: int,
+        slices: list[Slice],
+        *,
+        skipped: int = 0,
+        behind: Callable[[Upload], None] = lambda _: None,
+    ) -> None:
         """Snapshots this rank's slices for ``step``. Waits first if the last checkpoint is not written yet
-        (``wait_s`` tells how long), and raises what went wrong with it. ``skipped`` of the steps took no effect.
+        (``wait_s`` tells how long, ``behind`` is called with it every 10 seconds), and raises what went wrong with it.
+        ``skipped`` of the steps took no effect.
+
+        ``upload`` is the checkpoint on its way, ``last`` the last one that was committed.
         """
         began = time.monotonic()
-        self.wait()
+        self.wait(behind)
         copied = time.monotonic()
         snapshot = self._buffer.take(slices)
         self.wait_s, self.copy_s = copied - began, time.monotonic() - copied
-        self._pending = self._pool.submit(self._write, step, snapshot, skipped)
+        self.upload = Upload(step, snapshot.size)
+        self._pending = self._pool.submit(self._write, step, snapshot, skipped, self.upload)
 
-    def wait(self) -> None:
+    def wait(self, behind: Callable[[Upload], None] = lambda _: None) -> None:
         """Returns when everything saved so far is committed; raises what went wrong."""
         if self._pending is not None:
+            while not wait([self._pending], timeout=_TELL_S).done and self.upload is not None:
+                behind(self.upload)
             pending, self._pending = self._pending, None
             pending.result()
 
@@ -207,16 +228,23 @@ class LedgerWriter:
         """Ends the background thread; ``wait`` first to be sure of the last checkpoint."""
         self._pool.shutdown(wait=True)
 
-    def _write(self, step: int, snapshot: Snapshot, skipped: int) -> None:
+    def _write(self, step: int, snapshot: Snapshot, skipped: int, upload: Upload) -> None:
         prefix = f"{step_name(step)}/a{self._me.attempt:04d}/rank-{self._me.rank:05d}"
-        pieces = snapshot.write_out(f"{prefix}.bin")
-        self._ledger.storage.write_chunks(f"{prefix}.bin", snapshot.chunks())
-        self._ledger.storage.write(f"{prefix}.json", pieces_to_json(pieces))
+        try:
+            pieces = snapshot.write_out(f"{prefix}.bin")
+            self._ledger.storage.write_chunks(f"{prefix}.bin", upload.counted(snapshot.chunks()))
+            self._ledger.storage.write(f"{prefix}.json", pieces_to_json(pieces))
+            if self._me.rank == 0:
+                self._commit(step, skipped)
+            else:
+                self._await_commit(step)
+        except StorageError:
+            self._ledger.check_fence(self._me.attempt)  # a newer attempt sweeps up what this one was writing
+            raise
+        upload.end()
+        self.last = upload
         if self._me.rank == 0:
-            self._commit(step, skipped)
             self._retain()
-        else:
-            self._await_commit(step)
 
     def _commit(self, step: int, skipped: int) -> None:
         storage, me = self._ledger.storage, self._me
@@ -258,8 +286,13 @@ class LedgerWriter:
             pause = min(1.2 * pause, _POLL_MAX_S)
 
     def _retain(self) -> None:
+        """Kept are the newest ``keep``, every ``keep_every``-th, and what others have pinned."""
         steps = self._ledger.steps()
         ours = [s for s in steps if (found := self._ledger.commit(s)) and found.spec_hash == self._me.spec_hash]
-        for step in ours[: -self._keep]:
-            if self._keep_every is None or step % self._keep_every:
+        old = [s for s in ours[: -self._keep] if self._keep_every is None or s % self._keep_every]
+        if not old:
+            return
+        pinned = self._ledger.pinned()
+        for step in old:
+            if step not in pinned:
                 self._ledger.remove(step)

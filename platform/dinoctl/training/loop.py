@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch.distributed as dist
 from torch import Tensor
@@ -26,9 +27,12 @@ from dinoctl.training.ledger import LedgerWriter
 from dinoctl.training.meter import Meter, Pace
 from dinoctl.training.schedules import RecipeSchedules, StepValues
 from dinoctl.training.seeds import step_seed as step_seed  # others key by it too
+from dinoctl.training.stopping import StopRequest, grace_s
+from dinoctl.training.upload import Upload
 from dinoctl.training.vitals import Vitals
 
-_STOP_EVERY = 5  # steps between questions whether to stop; each one costs a host collective
+_EVERY = "policy.checkpoint.everySteps"
+_WAIT_TOLD_S = 1.0  # training may stand still for storage without a warning
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class Loop:
         self._writer, self._settings = writer, settings
         self._inputs, self._record, self._explain = inputs, record, explain
         self._guard, self._skipped, self._vitals = StepGuard(engine.device, skipped), skipped, vitals
-        self._warnings = {"skipped": "", "collapse": ""}
+        self._warnings = {"skipped": "", "collapse": "", "storage": "", "grace": ""}
         self._meter, self._pace = Meter(group), Pace(settings.global_batch)
         self._committed = self._looked = 0
         self._loss: float | None = None
@@ -103,6 +107,8 @@ class Loop:
         """
         self._committed = self._looked = start
         settings, step, stopped = self._settings, start, False
+        if start < settings.steps:
+            self._writer.prepare(self._engine.slices())
         while step < settings.steps and not stopped:
             began = time.monotonic()
             batch = next(batches)
@@ -110,14 +116,14 @@ class Loop:
             self._step(batch, step)
             step += 1
             last = step == settings.steps
-            stopped = not last and step % _STOP_EVERY == 0 and self._context.should_stop()
+            stopped = not last and self._context.should_stop()
             save = last or stopped or step % settings.checkpoint_every == 0
             if save or step % settings.log_every == 0 or step == start + 1:
                 self._log(step)
             if save:
-                self._writer.save(step, self._engine.slices(), skipped=self._skipped)
-                self._committed = step
-        self._writer.wait()
+                self._save(step)
+        self._writer.wait(partial(self._behind, step))
+        self._told_stop(step)
         self._report(step)
         return LoopResult(step, stopped, self._pace.average)
 
@@ -135,6 +141,42 @@ class Loop:
         engine.average(values.momentum, skip)
         self._meter.add({**metrics, **{f"grad_norm/{name}": norm for name, norm in norms.items()}}, skip)
 
+    def _save(self, step: int) -> None:
+        """Commits what is before, and begins to store ``step``; says when storage does not keep up."""
+        writer, request = self._writer, self._context.stop_request()
+        before = writer.upload
+        if request is not None:
+            self._warn("grace", _hardly(request, writer))
+        writer.save(step, self._engine.slices(), skipped=self._skipped, behind=partial(self._behind, step))
+        self._committed = step
+        late = before is not None and writer.wait_s > _WAIT_TOLD_S
+        self._warn("storage", f"step {step} waited {writer.wait_s:.0f} s for the {_slow(before)}" if late else "")
+        if request is None:
+            self._warn("grace", self._too_long())
+
+    def _behind(self, step: int, upload: Upload) -> None:
+        """While training waits for the storage."""
+        self._warn("storage", f"step {step} waits for the {_slow(upload)}")
+        self._report(step)
+
+    def _too_long(self) -> str:
+        """What a preemption would cost, where it is known how long it leaves."""
+        last, grace, pace = self._writer.last, grace_s(), self._pace.images_per_s
+        if last is None or grace is None or not pace:
+            return ""
+        step_s = self._settings.global_batch / pace
+        if last.age_s + step_s < grace:
+            return ""
+        return (
+            f"a preempted worker has {grace:.0f} s, but a step takes {step_s:.1f} s and a checkpoint {last}: the steps "
+            f"since the last checkpoint would be lost; lengthen the drain time, or lower {_EVERY}"
+        )
+
+    def _told_stop(self, step: int) -> None:
+        request = self._context.stop_request()
+        if request is not None and self._context.rank == 0:
+            sys.stderr.write(f"stopped as asked: step {step} is committed, {used(request)}\n")
+
     def _log(self, step: int) -> None:
         metrics, skips = self._meter.take(), self._guard.take()
         self._pace.mark(step)
@@ -150,7 +192,7 @@ class Loop:
             metrics |= {"health/skipped_steps": skips.total}
             metrics |= _rates(self._schedules.at(step - 1))
             metrics |= {"images_per_s": self._pace.images_per_s, "data_wait_s": self._wait_s}
-            metrics |= {"checkpoint/copy_s": self._writer.copy_s, "checkpoint/wait_s": self._writer.wait_s}
+            metrics |= _storing(self._writer)
             self._record(step, metrics)
             self._report(step)
         self._wait_s = 0.0
@@ -176,7 +218,7 @@ class Loop:
     def _warn(self, kind: str, text: str) -> None:
         """Keeps a warning for the reports to come; a new one goes to the log."""
         new, self._warnings[kind] = bool(text) and not self._warnings[kind], text
-        if self._context.rank == 0 and (new or (text and kind == "skipped")):
+        if self._context.rank == 0 and (new or (text and kind in ("skipped", "storage"))):
             sys.stderr.write(f"warning: {text}\n")
 
     def _report(self, step: int) -> None:
@@ -186,6 +228,35 @@ class Loop:
             warning = "; ".join(filter(None, self._warnings.values()))
             progress = Progress(step, steps, pace, eta, self._committed, self._loss, warning=warning)
             self._context.report(progress)
+
+
+def used(request: StopRequest) -> str:
+    """How long ago a stop was asked for, and what is left."""
+    left = request.left_s()
+    return f"{request.used_s():.1f} s after the request" + ("" if left is None else f" and {left:.1f} s before the end")
+
+
+def _hardly(request: StopRequest, writer: LedgerWriter) -> str:
+    left, last = request.left_s(), writer.last
+    if left is None or last is None or last.age_s < left:
+        return ""
+    return f"the last checkpoint will hardly be stored in the {left:.0f} s that are left: the one before took {last}"
+
+
+def _slow(upload: Upload | None) -> str:
+    return f"checkpoint before it ({upload}): checkpoints come faster than they are stored; raise {_EVERY}"
+
+
+def _storing(writer: LedgerWriter) -> dict[str, float]:
+    """Of the upload on its way: age, MB so far and a second; of the last one that was committed: how long it took."""
+    upload, last = writer.upload, writer.last
+    return {
+        "checkpoint/copy_s": writer.copy_s,
+        "checkpoint/wait_s": writer.wait_s,
+        "checkpoint/store_s": 0.0 if last is None else last.age_s,
+        "checkpoint/bytes_per_s": 0.0 if upload is None else upload.bytes_per_s,
+        "checkpoint/pending_s": upload.age_s if upload is not None and upload.running else 0.0,
+    }
 
 
 def _rates(values: StepValues) -> dict[str, float]:

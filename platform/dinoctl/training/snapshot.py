@@ -22,6 +22,11 @@ class Snapshot:
     pieces: list[tuple[Slice, int, int]]
     buffer: Tensor
 
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.buffer.numel()
+
     def write_out(self, file: str) -> list[Piece]:
         """The manifest entries of a file that holds ``chunks()``; computes the checksums (no training thread waits)."""
         return [piece for part, start, _ in self.pieces for piece in self._cut(file, part, start)]
@@ -47,24 +52,34 @@ class SnapshotBuffer:
     def __init__(self) -> None:
         self._buffer = torch.empty(0, dtype=torch.uint8)
 
+    def prepare(self, slices: Sequence[Slice]) -> None:
+        """Makes room for copies of ``slices`` and touches it, so that no memory is allocated while training waits."""
+        size = _layout(slices)[1]
+        if self._buffer.numel() < size:
+            self._buffer = torch.empty(size, dtype=torch.uint8, pin_memory=_on_gpu(slices)).zero_()
+
     def take(self, slices: Sequence[Slice]) -> Snapshot:
         """Copies all slices; returns when the copies are complete."""
-        bounds, total = [], 0
-        for piece in slices:
-            width = piece.data.element_size()
-            size = piece.data.numel() * width
-            start = -(-total // width) * width  # a view of bytes must begin at a multiple of its element
-            bounds.append((piece, start, start + size))
-            total = start + size
-        if self._buffer.numel() < total:
-            self._buffer = torch.empty(total, dtype=torch.uint8, pin_memory=_on_gpu(slices))
-        buffer = self._buffer[:total]
+        bounds, size = _layout(slices)
+        self.prepare(slices)
+        buffer = self._buffer[:size]
         for piece, start, end in bounds:
             if end > start:
                 buffer[start:end].view(piece.data.dtype).copy_(piece.data, non_blocking=True)
         if _on_gpu(slices):
             torch.cuda.current_stream().synchronize()
         return Snapshot(bounds, buffer)
+
+
+def _layout(slices: Sequence[Slice]) -> tuple[list[tuple[Slice, int, int]], int]:
+    """First and last byte of every slice, and the bytes of all."""
+    bounds, total = [], 0
+    for piece in slices:
+        width = piece.data.element_size()
+        start = -(-total // width) * width  # a view of bytes must begin at a multiple of its element
+        total = start + piece.data.numel() * width
+        bounds.append((piece, start, total))
+    return bounds, total
 
 
 def _on_gpu(slices: Sequence[Slice]) -> bool:

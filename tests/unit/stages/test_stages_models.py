@@ -222,6 +222,21 @@ def test_the_student_goes_on_from_the_last_checkpoint(tmp_path: Path) -> None:
     assert torch.equal(grown.backbone.cls_token, network(2).backbone.cls_token)
 
 
+def test_a_child_keeps_the_checkpoint_that_it_started_from(tmp_path: Path) -> None:
+    """The parent goes on; an attempt of the child that comes later still starts from the same weights."""
+    export(tmp_path / "export", network(0))
+    checkpoint(tmp_path, network(1), 5)
+    blank = opened(tmp_path).blank()
+    first = dict(opened(tmp_path).tensors(blank, student=True, by="child"))
+    checkpoint(tmp_path, network(2), 10)
+    again = dict(opened(tmp_path).tensors(blank, student=True, by="child"))
+    assert torch.equal(first["backbone.cls_token"], network(1).backbone.cls_token)
+    assert torch.equal(again["backbone.cls_token"], network(1).backbone.cls_token)
+    other = dict(opened(tmp_path).tensors(blank, student=True, by="another"))
+    assert torch.equal(other["backbone.cls_token"], network(2).backbone.cls_token)
+    assert Ledger(LocalStorage(tmp_path / CHECKPOINTS)).pinned() == {5, 10}
+
+
 def test_a_distilled_parent_has_no_mask_token_in_its_checkpoint(tmp_path: Path) -> None:
     export(tmp_path / "export", network(0))
     checkpoint(tmp_path, network(1), without="backbone.mask_token")

@@ -349,6 +349,35 @@ def test_retention_keeps_every_so_many_steps_for_good(ledger: Ledger) -> None:
     assert_holds(ledger, state(25))
 
 
+def test_retention_keeps_what_others_refer_to(ledger: Ledger) -> None:
+    """A child that starts from step 5, a registered version of step 10; the newest count besides."""
+    own = writer(ledger, keep=2)
+    for step in (5, 10):
+        own.save(step, shares(state(step), 0, 1))
+        own.wait()
+        assert ledger.pin(step, "models:/m/1" if step == 10 else "child")
+    for step in (15, 20, 25, 30):
+        own.save(step, shares(state(step), 0, 1))
+    own.wait()
+    own.close()
+    assert ledger.steps() == [5, 10, 25, 30]
+    assert ledger.pinned() == {5, 10}
+    assert (ledger.pinned("child"), ledger.pinned("models:/m/1"), ledger.pinned("nobody")) == ({5}, {10}, set())
+    commit = ledger.commit(5)
+    assert commit is not None
+    kept = Checkpoint(ledger.storage, commit)
+    assert all(torch.equal(kept.tensor("param", name), value) for name, value in state(5).items())
+    ledger.begin(2)
+    ledger.collect_orphans(2)
+    assert ledger.steps() == [5, 10, 25, 30], "nor are they anybody's orphans"
+
+
+def test_what_is_gone_can_not_be_pinned(ledger: Ledger) -> None:
+    save(ledger, 5, state())
+    assert not ledger.pin(10, "child")
+    assert ledger.pinned() == set()
+
+
 def test_what_a_killed_writer_left_half_written_goes(s3: str, s3_server: S3Server) -> None:
     client, bucket = s3_server.client(), s3.removeprefix("s3://")
     client.create_multipart_upload(Bucket=bucket, Key="job/checkpoints/step-00000005/a0001/rank-00000.bin")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from test_learner import batch, network
 from torch import Tensor
 
 from dinoctl.data.batch import Batch
-from dinoctl.data.local import LocalStorage
+from dinoctl.data.storage import open_storage
 from dinoctl.handover.ledger import Ledger
 from dinoctl.handover.progress import Progress
 from dinoctl.objective import SoftmaxCenter
@@ -35,7 +35,8 @@ SIGNALS = ("target_entropy", "prototype_usage", "patch_prototype_usage", "agreem
 PARTS = {"loss", "dino_global", "dino_local", "ibot", "koleo", *(f"health/{signal}" for signal in SIGNALS)}
 NORMS = {f"grad_norm/student.{module}" for module in ("backbone", "dino_head", "ibot_head")}
 RATES = {f"schedule/{name}" for name in ("learning_rate", "weight_decay", "momentum", "teacher_temperature")}
-CLOCKS = {"health/skipped_steps", "images_per_s", "data_wait_s", "checkpoint/copy_s", "checkpoint/wait_s"}
+STORING = {f"checkpoint/{name}" for name in ("copy_s", "wait_s", "store_s", "pending_s", "bytes_per_s")}
+CLOCKS = {"health/skipped_steps", "images_per_s", "data_wait_s"} | STORING
 SCHEDULES = Schedules(
     learning_rate=LearningRate(base=1e-3, scaling="none", warmup_steps=2),
     teacher_temperature=TeacherTemperature(warmup_steps=2),
@@ -82,15 +83,19 @@ class Run:
     recorded: dict[int, dict[str, float]] = field(default_factory=dict)
     reports: list[Progress] = field(default_factory=list)
     skipped: int = 0
+    clock: Callable[[], float] = lambda: 0.0
+    """Stands still, so that questions whether to stop come after every fifth step, however slow this machine is."""
+
+    uri: str = ""
 
     @property
     def ledger(self) -> Ledger:
-        return Ledger(LocalStorage(self.root / "checkpoints"))
+        return Ledger(open_storage(self.uri or self.root / "checkpoints"))
 
     def go(self) -> LoopResult:
         start = self._resume()
         stop = self.root / f"stop-{self.number}"
-        context = ProcessContext(torch.device("cpu"), stop, sink=self.reports.append)
+        context = ProcessContext(torch.device("cpu"), stop, sink=self.reports.append, clock=self.clock)
         settings = LoopSettings(self.steps, BATCH, self.every, self.log_every, 3.0, 1, self.tolerated)
         identity = WriterIdentity(self.number, 0, 1, "spec", "run", 1, {})
         writer = LedgerWriter(self.ledger, identity, keep=9)
