@@ -127,6 +127,16 @@ class Dataset:
         crcs = self._crc[first : first + together].tolist()
         return Extent(self._shards[shards[0]], offsets[:together], lengths[:together], crcs)
 
+    def starts(self) -> NDArray[np.int64]:
+        """First sample of each shard, and the number of samples last; shape (shards + 1,)."""
+        numbers = np.arange(len(self._shards) + 1, dtype=self._shard.dtype)
+        return np.searchsorted(self._shard, numbers)
+
+    def ends(self, first: int, count: int) -> NDArray[np.int64]:
+        """Byte of its shard at which each of ``count`` samples ends, shape (count,)."""
+        ends: NDArray[np.int64] = self._offset[first : first + count] + self._length[first : first + count]
+        return ends
+
     def ranges(self) -> Ranges | None:
         """Where a reader gets extents from; None where the shards are files."""
         return self._storage.ranges({shard.path: shard.bytes for shard in self.info.shards})

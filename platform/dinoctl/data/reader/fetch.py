@@ -8,6 +8,7 @@ from google_crc32c import value as crc32c
 
 from dinoctl.data.dataset import Dataset
 from dinoctl.data.errors import DataError
+from dinoctl.data.reader.cache import DiskCache
 from dinoctl.data.reader.plan import Piece
 from dinoctl.data.reader.ranges import Ranges
 
@@ -35,26 +36,42 @@ class Fetch:
 
 
 class Wire:
-    """Asks for pieces and counts what that took. Each reader's thread has one of its own."""
+    """Gets pieces, from the cache or by requests, and counts what that took. Each thread has one of its own."""
 
-    def __init__(self, datasets: Sequence[Dataset], ranges: Mapping[int, Ranges]) -> None:
-        self._datasets, self._ranges = datasets, ranges
-        self.bytes = self.requests = self.again = 0
+    def __init__(self, datasets: Sequence[Dataset], ranges: Mapping[int, Ranges], cache: DiskCache | None) -> None:
+        self._datasets, self._ranges, self._cache = datasets, ranges, cache
+        self.bytes = self.requests = self.again = self.hits = 0
 
     def samples(self, piece: Piece) -> list[Result]:
-        """The piece with one request, and with more for samples whose bytes are wrong.
+        """The piece: with one request for what the cache has not, and with more for samples whose bytes are wrong.
 
         Raises:
             ChangedError: the dataset is not the one that was opened.
             Exception: see `Ranges.get`.
         """
+        if self._cache is None:
+            return self._fetched(piece, 0, len(piece.extent.lengths))
+        held = self._cache.read(piece.source, piece.first, piece.extent)
+        missing = [i for i, sample in enumerate(held) if sample is None]
+        self.hits += len(held) - len(missing)
+        if not missing:
+            return [sample or b"" for sample in held]
+        start, end = missing[0], missing[-1] + 1
+        fetched = self._fetched(piece, start, end)
+        fresh = [one if isinstance(one, bytes) and held[start + i] is None else None for i, one in enumerate(fetched)]
+        self._cache.write(piece.source, piece.first, piece.extent, [None] * start + fresh)
+        return [*(sample or b"" for sample in held[:start]), *fetched, *(sample or b"" for sample in held[end:])]
+
+    def _fetched(self, piece: Piece, start: int, end: int) -> list[Result]:
+        """Samples ``start`` to ``end`` of a piece."""
         extent = piece.extent
-        start = extent.offsets[0]
-        data = memoryview(self._get(piece, start, extent.end))
+        at = extent.offsets[start]
+        data = memoryview(self._get(piece, at, extent.offsets[end - 1] + extent.lengths[end - 1]))
         results: list[Result] = []
-        for i, (offset, length, crc) in enumerate(zip(extent.offsets, extent.lengths, extent.crcs, strict=True)):
-            sample = bytes(data[offset - start : offset - start + length])
-            results.append(sample if crc32c(sample) == crc else self._again(piece, i))
+        for i in range(start, end):
+            offset = extent.offsets[i] - at
+            sample = bytes(data[offset : offset + extent.lengths[i]])
+            results.append(sample if crc32c(sample) == extent.crcs[i] else self._again(piece, i))
         return results
 
     def _again(self, piece: Piece, i: int) -> Result:

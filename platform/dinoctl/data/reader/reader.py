@@ -22,6 +22,7 @@ from dinoctl.data.dataset import Dataset
 from dinoctl.data.errors import DataError, StorageError
 from dinoctl.data.feistel import Ids
 from dinoctl.data.order import Order
+from dinoctl.data.reader.cache import DiskCache
 from dinoctl.data.reader.counts import ReadCounts
 from dinoctl.data.reader.fetch import Fetch, Result, Wire
 from dinoctl.data.reader.plan import Piece, pieces
@@ -63,6 +64,8 @@ class Reader:
         found = ((source, dataset.ranges()) for source, dataset in enumerate(datasets))
         self._ranges = {source: ranges for source, ranges in found if ranges is not None}
         self._ahead = [dataset if i in self._ranges else None for i, dataset in enumerate(datasets)]
+        remote = {source: self._datasets[source] for source in self._ranges}
+        self._cache = DiskCache(reading.cache.path, reading.cache.bytes, remote) if reading.cache else None
         self._memory = int(reading.memory * share[0])
         self._piece_bytes = max(self._memory // (2 * max(len(lanes), 1)), 1)
         self._bucket = TokenBucket(reading.requests_per_second * share[1])
@@ -189,7 +192,7 @@ class Reader:
 
     def _run(self) -> None:
         """A thread: tries until the reader is closed."""
-        wire = Wire(self._datasets, self._ranges)
+        wire = Wire(self._datasets, self._ranges, self._cache)
         while True:
             with self._lock:
                 fetch = self._get_work()
@@ -244,7 +247,7 @@ class Reader:
 
     def _try(self, fetch: Fetch, wire: Wire) -> None:
         began = time.monotonic()
-        wire.bytes = wire.requests = wire.again = 0
+        wire.bytes = wire.requests = wire.again = wire.hits = 0
         try:
             results, error = wire.samples(fetch.piece), None
         except Exception as failure:
@@ -252,8 +255,9 @@ class Reader:
         now = time.monotonic()
         with self._lock:
             fetch.active -= 1
-            counts = ReadCounts(wire.bytes, wire.requests, wire.again)
-            self._counts = self._counts.plus(counts)._replace(hedges=self._hedges)
+            counts = ReadCounts(wire.bytes, wire.requests, wire.again, 0, wire.hits)
+            failures = self._cache.failures if self._cache else 0
+            self._counts = self._counts.plus(counts)._replace(hedges=self._hedges, cache_failures=failures)
             if fetch.results is not None:
                 return  # the other try was faster
             if results is not None:
