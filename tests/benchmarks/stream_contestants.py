@@ -22,6 +22,7 @@ HERE = Path(__file__).resolve().parent  # not on the path: streaming.py here is 
 sys.path[:] = [str(HERE.parent), str(HERE.parents[1] / "platform"), *(p for p in sys.path if Path(p).resolve() != HERE)]
 
 import numpy as np
+import psutil
 from PIL import Image
 
 BATCH = 32
@@ -105,7 +106,10 @@ def litdata(use: Callable[[bytes], Item], scratch: Path, start: float, settings:
         "s3://bench/litdata", cache_dir=str(scratch / "litdata"), shuffle=True,
         storage_options={"endpoint_url": os.environ["AWS_ENDPOINT_URL"]}, **settings,
     )  # fmt: skip
-    yield from StreamingDataLoader(dataset, BATCH, num_workers=workers, collate_fn=lambda rows: [use(row) for row in rows])
+    rows = StreamingDataLoader(
+        dataset, batch_size=BATCH, num_workers=workers, collate_fn=lambda rows: list(map(use, rows))
+    )
+    yield from rows
 
 
 def webdataset(use: Callable[[bytes], Item], scratch: Path, start: float, settings: dict[str, Any]) -> Iterator[Any]:
@@ -126,6 +130,13 @@ def webdataset(use: Callable[[bytes], Item], scratch: Path, start: float, settin
 CONTESTANTS = {"dinoctl": dinoctl, "mosaic": mosaic, "litdata": litdata, "webdataset": webdataset}
 
 
+def cpu_seconds() -> float:
+    """Of this process and its descendants, also those that still run."""
+    me = psutil.Process()
+    running = sum(sum(child.cpu_times()[:2]) for child in me.children(recursive=True))
+    return running + sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
 def main() -> None:
     name, mode, scratch, start, settings = sys.argv[1:6]
     use = {"bytes": keep, "decode": decode}[mode]
@@ -142,6 +153,8 @@ def main() -> None:
     else:
         import dinoctl.data.s3
         import dinoctl.data.reader.reader  # noqa: F401
+    idle = cpu_seconds()
+    print(json.dumps({"ready": True}), flush=True)
     began = time.perf_counter()
     first, count, total = 0.0, 0, 0
     seen: set[int] = set()
@@ -157,7 +170,7 @@ def main() -> None:
             total += sum(map(len, batch))
             seen.update(map(hash, batch))
     ended = time.perf_counter() - began
-    cpu = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    cpu = cpu_seconds() - idle
     print(json.dumps({
         "first_s": first, "total_s": ended, "samples": count, "distinct": len(seen), "bytes": total, "cpu_s": cpu,
         "steady": (count - early) / max(ended - first, 1e-9),

@@ -52,8 +52,11 @@ def tree_pss(pid: int) -> int:
     return total
 
 
-def run(name: str, mode: str, server: Origin, start: float, settings: dict[str, Any], shards: list[str]) -> dict[str, Any]:
+def run(
+    name: str, mode: str, server: Origin, start: float, settings: dict[str, Any], shards: list[str]
+) -> dict[str, Any]:
     scratch = Path(tempfile.mkdtemp(prefix="stream-"))
+    log = (scratch / "log").open("w+")
     core = ["taskset", "-c", str((os.cpu_count() or 1) - 1)]
     program = [sys.executable, str(Path(__file__).with_name("stream_contestants.py"))]
     environment = {**server.environment, "BENCH_SHARDS": json.dumps(shards)}
@@ -61,20 +64,32 @@ def run(name: str, mode: str, server: Origin, start: float, settings: dict[str, 
     try:
         process = subprocess.Popen(
             [*core, *program, name, mode, str(scratch), str(start), json.dumps(settings)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+            stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
         )  # fmt: skip
-        peak, until = 0, time.monotonic() + 300
+        assert process.stdout is not None
+        process.stdout.readline()  # all is imported
+        idle, until = tree_pss(process.pid), time.monotonic() + 300
+        peak = idle
         while process.poll() is None and time.monotonic() < until:
             peak = max(peak, tree_pss(process.pid))
             time.sleep(0.1)
         process.kill()
-        output, errors = process.communicate()
+        output, _ = process.communicate()
+        log.seek(0)
+        errors = log.read()
+        log.close()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     lines = [line for line in output.splitlines() if line.startswith("{")]
     if not lines:
         raise RuntimeError(f"{name} failed: {errors[-2000:]}")
-    result: dict[str, Any] = {**json.loads(lines[-1]), **server.stats(), "pss": peak, "load": os.getloadavg()[0]}
+    result: dict[str, Any] = {
+        **json.loads(lines[-1]),
+        **server.stats(),
+        "pss": peak,
+        "added": peak - idle,
+        "load": os.getloadavg()[0],
+    }
     if "--verbose" in sys.argv:
         print(name, mode, settings, {k: round(v, 3) if isinstance(v, float) else v for k, v in result.items()})
         print("   ", errors[-300:].strip())
@@ -82,9 +97,12 @@ def run(name: str, mode: str, server: Origin, start: float, settings: dict[str, 
 
 
 def table(results: dict[str, list[dict[str, Any]]], mean: int) -> None:
-    print("| contestant | steady img/s (range) | with start | first batch s | CPU s / 1,000 | peak PSS MB | GETs | bytes |")
+    print(
+        "| contestant | steady img/s (range) | with start | first batch s | CPU s / 1,000 | memory added MB (peak in all) | GETs | bytes |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for name, runs in results.items():
+
         def mid(key: str, runs: list[dict[str, Any]] = runs) -> float:
             return statistics.median(one[key] for one in runs)
 
@@ -93,7 +111,7 @@ def table(results: dict[str, list[dict[str, Any]]], mean: int) -> None:
         cpu = statistics.median(1000 * one["cpu_s"] / one["samples"] for one in runs)
         print(
             f"| {name} | {mid('steady'):,.0f} ({min(speeds):,.0f} to {max(speeds):,.0f}) | {whole:,.0f} "
-            f"| {mid('first_s'):.2f} | {cpu:.2f} | {mid('pss') / 1e6:.0f} | {mid('gets'):,.0f} "
+            f"| {mid('first_s'):.2f} | {cpu:.2f} | {mid('added') / 1e6:.0f} ({mid('pss') / 1e6:.0f}) | {mid('gets'):,.0f} "
             f"| {mid('bytes') / (mid('samples') * mean):.2f}x |"
         )
 

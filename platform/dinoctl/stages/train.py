@@ -283,6 +283,7 @@ def _loader(
         workers=workers,
         patch_size=patch_size,
         max_bad_rate=recipe.data.max_bad_rate,
+        reading=recipe.data.reader,
     )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from dinoctl.data.errors import ChangedError, StorageError
-from dinoctl.data.s3_client import client, code_of, renew, transient, translate, unreachable
+from dinoctl.data.reader.request import Answer, RangeRequest
+from dinoctl.data.s3_client import code_of, renew, transient, translate, unreachable
 
 _RENEW_S = 5.0
 _CHANGED = {"PreconditionFailed", "412", "InvalidRange", "416"}
@@ -42,26 +43,22 @@ class S3Ranges:
     """Shards below ``uri``. The first answer's ETag of a shard is demanded of all later ones (If-Match)."""
 
     def __init__(self, uri: str, bucket: str, prefix: str, sizes: Mapping[str, int]) -> None:
-        self._uri, self._bucket, self._prefix, self._sizes = uri, bucket, prefix, sizes
+        self._uri, self._prefix, self._sizes = uri, prefix, sizes
+        self._request = RangeRequest(bucket)
         self._etags: dict[str, str] = {}
         self._renewed = -_RENEW_S
 
     def get(self, path: str, start: int, end: int) -> bytes:
         """See `Ranges.get`."""
-        known = self._etags.get(path)
-        match = {"IfMatch": known} if known else {}
-        key = f"{self._prefix}/{path}".lstrip("/")
         try:
-            answer = client().get_object(Bucket=self._bucket, Key=key, Range=f"bytes={start}-{end - 1}", **match)
+            answer = self._request.get(f"{self._prefix}/{path}".lstrip("/"), start, end, self._etags.get(path))
         except Exception as error:
             if code_of(error) in _CHANGED:
                 raise self._changed(path) from error
             raise
         if not self._same(path, answer):
-            answer["Body"].close()
             raise self._changed(path)
-        data: bytes = answer["Body"].read()
-        return data
+        return answer.data
 
     def may_pass(self, error: BaseException, *, first: bool) -> bool:
         """See `Ranges.may_pass`."""
@@ -96,12 +93,10 @@ class S3Ranges:
             self._renewed = now
             renew()
 
-    def _same(self, path: str, answer: dict[str, Any]) -> bool:
-        size = str(answer.get("ContentRange", "")).rpartition("/")[2]
-        if size.isdecimal() and int(size) != self._sizes[path]:
+    def _same(self, path: str, answer: Answer) -> bool:
+        if answer.size is not None and answer.size != self._sizes[path]:
             return False
-        etag = answer.get("ETag")
-        return etag is None or self._etags.setdefault(path, etag) == etag
+        return answer.etag is None or self._etags.setdefault(path, answer.etag) == answer.etag
 
     def _changed(self, path: str) -> ChangedError:
         return ChangedError(
