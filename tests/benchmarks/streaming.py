@@ -24,6 +24,7 @@ HERE = Path(__file__).resolve().parent  # not on the path: streaming.py here is 
 sys.path[:] = [str(HERE.parent), str(HERE.parents[1] / "platform"), *(p for p in sys.path if Path(p).resolve() != HERE)]
 
 import psutil
+
 from benchmarks.stream_data import Origin, origin, prepare
 
 SETTINGS: dict[str, dict[str, Any]] = {

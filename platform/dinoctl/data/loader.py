@@ -46,6 +46,13 @@ class LoaderStats:
     read: ReadCounts
     """What reading ahead from a bucket took, also for batches that were not handed out yet."""
 
+    def metrics(self) -> dict[str, float]:
+        """Under their names in the log; what reading took only where something was read ahead."""
+        counts = {"data/quarantined": float(len(self.quarantined))}
+        if self.read.requests or self.read.cache_hits:
+            counts |= {f"data/{name}": float(count) for name, count in self.read._asdict().items()}
+        return counts
+
 
 class TrainLoader:
     """Iterator of `Batch` for one rank; close it, or use it in a ``with`` statement.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -33,14 +34,14 @@ def whole(dataset: Dataset) -> Extent:
 
 def fill(cache: DiskCache, dataset: Dataset) -> None:
     starts = dataset.starts().tolist()
-    for first, end in zip(starts, starts[1:], strict=False):
+    for first, end in itertools.pairwise(starts):
         extent = dataset.extent(first, end - first, 2**30)
         cache.write(0, first, extent, [dataset.read(i) for i in range(first, end)])
 
 
 def held(cache: DiskCache, dataset: Dataset) -> list[int]:
     starts, found = dataset.starts().tolist(), []
-    for first, end in zip(starts, starts[1:], strict=False):
+    for first, end in itertools.pairwise(starts):
         samples = cache.read(0, first, dataset.extent(first, end - first, 2**30))
         for i, sample in enumerate(samples):
             if sample is not None:

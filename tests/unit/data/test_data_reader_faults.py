@@ -58,6 +58,11 @@ def take(dataset: Dataset, crops: Crops, count: int = STEPS, **settings: object)
         return [next(loader) for _ in range(count)]
 
 
+def exhaust(loader: TrainLoader) -> None:
+    for _ in range(200):
+        next(loader)
+
+
 def assert_equal(left: list[Batch], right: list[Batch]) -> None:
     for a, b in zip(left, right, strict=True):
         for name, value in vars(a).items():
@@ -145,8 +150,7 @@ def test_broken_samples_are_replaced_as_without_the_reader(
             assert sorted(loader.stats().quarantined) == sorted(ids)
             assert loader.stats().read.retries >= 4, "each was read again twice"
     with loader_of(bucket.dataset(), small_crops) as loader, pytest.raises(DataError, match=r"above maxBadRate.*wrong"):
-        for _ in range(STEPS):
-            next(loader)
+        exhaust(loader)
 
 
 STOPPING = {
@@ -170,8 +174,7 @@ def test_faults_that_stay_stop_with_the_reason(
         next(loader)
         s3_faults.faults = [Fault(kind, key=SHARDS)]  # type: ignore[arg-type]
         with pytest.raises(StorageError) as caught:
-            for _ in range(200):
-                next(loader)
+            exhaust(loader)
     assert str(caught.value).startswith(f"cannot read {bucket.uri}/train/shard-")
     assert STOPPING[kind] in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -183,8 +186,7 @@ def test_a_missing_shard_ends_no_epoch_early(bucket: Bucket, small_crops: Crops)
         loader_of(bucket.dataset(), small_crops, max_bad_rate=1.0) as loader,
         pytest.raises(StorageError, match=r"shard-000001\.tar: there is no such object"),
     ):
-        for _ in range(200):
-            next(loader)
+        exhaust(loader)
 
 
 @pytest.mark.parametrize("size", ["same", "longer", "shorter"])
@@ -199,8 +201,7 @@ def test_a_shard_that_changes_under_a_job_is_refused(bucket: Bucket, small_crops
             changed = {"same": data[:-9] + b"different", "longer": data + bytes(512), "shorter": data[:-512]}[size]
             storage.write(key, changed)
         with pytest.raises(ChangedError, match=r"shard-\d+\.tar: was changed while it was in use"):
-            for _ in range(200):
-                next(loader)
+            exhaust(loader)
 
 
 @pytest.mark.parametrize("reading", [None, Reading()])
@@ -220,5 +221,4 @@ def test_a_dataset_that_was_packed_again_is_refused(
         loader_of(dataset, small_crops, max_bad_rate=1.0, reading=reading) as loader,
         pytest.raises(ChangedError, match="was packed again or removed while it was in use"),
     ):
-        for _ in range(200):
-            next(loader)
+        exhaust(loader)

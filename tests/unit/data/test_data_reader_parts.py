@@ -19,6 +19,7 @@ from dinoctl.data.reader.window import Lateness, TokenBucket, Window
 from dinoctl.spec.sources import Reading
 
 B = 4
+READING = Reading()
 
 
 def planned(order: Order, datasets: list[Dataset | None], steps: int, most_bytes: int, start: int = 0) -> list[Piece]:
@@ -152,7 +153,7 @@ class Scripted:
 
 
 def reader_of(
-    digits: Dataset, monkeypatch: pytest.MonkeyPatch, ranges: Scripted, reading: Reading = Reading(), **more: float
+    digits: Dataset, monkeypatch: pytest.MonkeyPatch, ranges: Scripted, reading: Reading = READING, **more: float
 ) -> tuple[Reader, SampleOrder]:
     monkeypatch.setattr(digits, "ranges", lambda: ranges)
     order = SampleOrder(len(digits), B, seed=3)
@@ -185,7 +186,7 @@ def test_everything_arrives_within_the_memory_bound(digits: Dataset, monkeypatch
 
 def test_going_elsewhere_starts_anew(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     reader, order = reader_of(digits, monkeypatch, Scripted(digits))
-    through(reader, order, digits, range(0, 9))
+    through(reader, order, digits, range(9))
     through(reader, order, digits, range(200, 220))
     through(reader, order, digits, range(3, 20))
     assert reader.take(0, 10**9) is None, "not planned"
