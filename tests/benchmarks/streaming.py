@@ -12,11 +12,13 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "webdataset": {"workers": 1, "buffer": 1000},
 }
 """The best of six settings each that were tried (docs/benchmarks.md)."""
+
+
+_PATIENCE_S = 60.0
 
 
 def tree_pss(pid: int) -> int:
@@ -65,16 +70,17 @@ def run(
     try:
         process = subprocess.Popen(
             [*core, *program, name, mode, str(scratch), str(start), json.dumps(settings)],
-            stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
+            stdout=subprocess.PIPE, stderr=log, text=True, env=environment, start_new_session=True,
         )  # fmt: skip
         assert process.stdout is not None
         process.stdout.readline()  # all is imported
-        idle, until = tree_pss(process.pid), time.monotonic() + 300
+        idle, until = tree_pss(process.pid), time.monotonic() + _PATIENCE_S
         peak = idle
         while process.poll() is None and time.monotonic() < until:
             peak = max(peak, tree_pss(process.pid))
             time.sleep(0.1)
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # workers and download processes too
         output, _ = process.communicate()
         log.seek(0)
         errors = log.read()
@@ -98,9 +104,9 @@ def run(
 
 
 def table(results: dict[str, list[dict[str, Any]]], mean: int) -> None:
-    print(
-        "| contestant | steady img/s (range) | with start | first batch s | CPU s / 1,000 | memory added MB (peak in all) | GETs | bytes |"
-    )
+    columns = ["contestant", "steady img/s (range)", "with start", "first batch s", "CPU s / 1,000"]
+    columns += ["memory added MB (peak in all)", "GETs", "bytes"]
+    print(f"| {' | '.join(columns)} |")
     print("|---|---|---|---|---|---|---|---|")
     for name, runs in results.items():
 
@@ -112,8 +118,8 @@ def table(results: dict[str, list[dict[str, Any]]], mean: int) -> None:
         cpu = statistics.median(1000 * one["cpu_s"] / one["samples"] for one in runs)
         print(
             f"| {name} | {mid('steady'):,.0f} ({min(speeds):,.0f} to {max(speeds):,.0f}) | {whole:,.0f} "
-            f"| {mid('first_s'):.2f} | {cpu:.2f} | {mid('added') / 1e6:.0f} ({mid('pss') / 1e6:.0f}) | {mid('gets'):,.0f} "
-            f"| {mid('bytes') / (mid('samples') * mean):.2f}x |"
+            f"| {mid('first_s'):.2f} | {cpu:.2f} | {mid('added') / 1e6:.0f} ({mid('pss') / 1e6:.0f}) "
+            f"| {mid('gets'):,.0f} | {mid('bytes') / (mid('samples') * mean):.2f}x |"
         )
 
 
