@@ -6,7 +6,7 @@ export DS_BUILD_OPS = 0
 
 BENCH := .venv-benchmark
 
-.PHONY: benchmark demo test check unit local environment lock schema reference clean
+.PHONY: benchmark benchmark-streaming demo test check unit local environment lock schema reference clean
 
 demo: environment
 	$(BIN)/dinoctl run jobs/digits.yaml
@@ -51,6 +51,11 @@ reference: environment
 benchmark: $(BENCH)/.installed
 	$(BENCH)/bin/python tests/benchmarks/step.py --config tiny --steps 20 --profile
 	$(BENCH)/bin/python tests/benchmarks/step.py --config small --profile
+
+# Beside other streaming libraries, in the same environment; needs Go and taskset.
+benchmark-streaming: $(BENCH)/.installed
+	$(BENCH)/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/benchmarks/requirements-streaming.txt
+	PYTHONPATH=platform $(BENCH)/bin/python tests/benchmarks/streaming.py
 
 $(BENCH)/.installed: tests/benchmarks/requirements.txt $(VENV)/.installed
 	$(PYTHON) -m venv $(BENCH)
