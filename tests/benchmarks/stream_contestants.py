@@ -1,7 +1,7 @@
 """One contestant, one epoch, one process: prints what it took as a line of JSON. Started by streaming.py.
 
 Each yields batches of 32 as lists of bytes, or of decoded arrays where asked, by the same function. ``settings`` are
-the knobs that were tried for each; streaming.py holds those that were best.
+the knobs of each; streaming.py holds those that are used.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def litdata(use: Callable[[bytes], Item], scratch: Path, start: float, settings:
         storage_options={"endpoint_url": os.environ["AWS_ENDPOINT_URL"]}, **settings,
     )  # fmt: skip
     rows = StreamingDataLoader(
-        dataset, batch_size=BATCH, num_workers=workers, collate_fn=lambda rows: list(map(use, rows))
+        dataset, batch_size=BATCH, num_workers=workers, collate_fn=lambda rows: [use(bytes(row)) for row in rows]
     )
     yield from rows
 

@@ -35,10 +35,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mosaic": {"workers": 1, "predownload": 4096},
     "webdataset": {"workers": 1, "buffer": 1000},
 }
-"""The best of six settings each that were tried (docs/benchmarks.md)."""
+"""Reasonable ones; a search over them is still to be made (``--only NAME --settings JSON``)."""
 
 
-_PATIENCE_S = 60.0
+_PATIENCE_S = 40.0
 
 
 def tree_pss(pid: int) -> int:
