@@ -6,7 +6,7 @@ export DS_BUILD_OPS = 0
 
 BENCH := .venv-benchmark
 
-.PHONY: benchmark benchmark-pipeline demo test check unit local environment lock schema reference clean
+.PHONY: benchmark benchmark-pipeline benchmark-streaming demo test check unit local environment lock schema reference clean
 
 demo: environment
 	$(BIN)/dinoctl run jobs/digits.yaml
@@ -55,6 +55,11 @@ benchmark: $(BENCH)/.installed
 # Images a second and core of decoding and augmentation, by stage, beside torchvision.
 benchmark-pipeline: environment
 	$(BIN)/python tests/benchmarks/pipeline.py
+
+# Beside other streaming libraries, in the same environment; needs Go and taskset.
+benchmark-streaming: $(BENCH)/.installed
+	$(BENCH)/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/benchmarks/requirements-streaming.txt
+	PYTHONPATH=platform $(BENCH)/bin/python tests/benchmarks/streaming.py
 
 $(BENCH)/.installed: tests/benchmarks/requirements.txt $(VENV)/.installed
 	$(PYTHON) -m venv $(BENCH)

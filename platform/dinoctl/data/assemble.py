@@ -8,6 +8,7 @@ too is the same at any number of workers and after any restart. No torch here: c
 
 from __future__ import annotations
 
+import copy
 import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,11 +21,14 @@ from numpy.typing import NDArray
 from dinoctl.data import keyed
 from dinoctl.data.augment import Cropper, cropper_of
 from dinoctl.data.dataset import Dataset
-from dinoctl.data.errors import DataError
+from dinoctl.data.errors import ChangedError, DataError
 from dinoctl.data.mask import masks
 from dinoctl.data.order import Order, lanes_of
+from dinoctl.data.reader.counts import ReadCounts
+from dinoctl.data.reader.reader import Reader
 from dinoctl.spec.crops import Crops
 from dinoctl.spec.recipe import Masks
+from dinoctl.spec.sources import Reading
 
 _REPLACEMENTS = 16
 
@@ -100,8 +104,19 @@ class _Pair(NamedTuple):
         return _Pair(cropper_of(crops), (side, side), Layout(lanes, size, local.count, local.size or 0, side * side))
 
 
+class Made(NamedTuple):
+    """What became of a batch, or of a part of it, beside its pixels."""
+
+    bad: list[BadSample]
+    """Samples that had to be replaced."""
+    counts: ReadCounts
+    """What reading took, since the process began."""
+
+
 class Assembler:
-    """Fills batches of rank ``rank`` of ``world``. Picklable.
+    """Fills batches of rank ``rank`` of ``world``, or a part of their lanes (`part_of`). Picklable.
+
+    ``reading``: how what lies on a bucket is read ahead; None reads each sample when its turn comes.
 
     Raises:
         DataError: the settings do not fit together.
@@ -118,6 +133,7 @@ class Assembler:
         rank: int,
         world: int,
         patch_size: int,
+        reading: Reading | None = None,
     ) -> None:
         self.datasets, self.order, self.seed = list(datasets), order, seed
         self.lanes = lanes_of(order.global_batch, rank, world)
@@ -125,6 +141,17 @@ class Assembler:
         self._shares = np.cumsum([pair.weight for pair in crops.sizes or ()])
         self._masks = mask_spec
         self._offsets = np.cumsum([0, *(len(dataset) for dataset in datasets)])
+        self._reading, self._world = reading, world
+        self.remote = reading is not None and any(dataset.ranges() is not None for dataset in datasets)
+        """Whether there is something to read ahead."""
+        self._part = (0, 1)
+        self._reader: Reader | None = None
+
+    def part_of(self, number: int, parts: int) -> Assembler:
+        """One that fills lanes ``number``, ``number + parts``, ... only, so that a run stays with one process."""
+        part = copy.copy(self)
+        part._part = (number, parts)
+        return part
 
     @property
     def bytes(self) -> int:
@@ -142,29 +169,49 @@ class Assembler:
         place = keyed.rng(self.seed, "crop-sizes", step).random() * self._shares[-1]
         return self._pairs[min(int(np.searchsorted(self._shares, place, side="right")), len(self._pairs) - 1)]
 
-    def fill(self, step: int, arrays: Arrays) -> list[BadSample]:
+    def fill(self, step: int, arrays: Arrays) -> Made:
         """Write the batch of a step.
-
-        Returns:
-            The samples that had to be replaced.
 
         Raises:
             DataError: a lane found 16 bad samples in a row.
+            ChangedError: the dataset is not the one that was opened.
             StorageError: the storage failed.
         """
-        pair = self._pair(step)
-        rows = np.concatenate([self.lanes, self.lanes + self.order.global_batch])
-        arrays.masks[:] = masks(
-            2 * self.order.global_batch, pair.grid, self._masks, seed=self.seed, step=step, rows=rows
+        pair, lanes = self._pair(step), np.arange(self._part[0], len(self.lanes), self._part[1])
+        reader = self._open_reader(lanes)
+        if reader is not None:
+            reader.at(step)
+        rows = np.concatenate([lanes, lanes + len(self.lanes)])
+        ids = np.concatenate([self.lanes[lanes], self.lanes[lanes] + self.order.global_batch])
+        arrays.masks[rows] = masks(
+            2 * self.order.global_batch, pair.grid, self._masks, seed=self.seed, step=step, rows=ids
         )
         bad: list[BadSample] = []
-        picks = self.order.picks(step, self.lanes)
-        for lane, (source, sample, epoch) in enumerate(zip(*(column.tolist() for column in picks), strict=True)):
+        picks = self.order.picks(step, self.lanes[lanes])
+        for lane, source, sample, epoch in zip(lanes.tolist(), *(column.tolist() for column in picks), strict=True):
             image, source, sample, epoch = self._readable(pair.crop, step, lane, source, sample, epoch, bad)
             identity = self._identity(source, sample)
             arrays.sample_ids[lane] = identity
             pair.crop.into(image, _outputs(arrays, lane), seed=self.seed, epoch=epoch, sample_id=identity)
-        return bad
+        return Made(bad, reader.counts() if reader is not None else ReadCounts())
+
+    def close(self) -> None:
+        """Lets the reader go; a second call does nothing."""
+        for dataset in self.datasets:
+            dataset.ahead = None
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def _open_reader(self, lanes: NDArray[np.int64]) -> Reader | None:
+        """Made when the first batch is: threads and connections belong to the process that reads."""
+        if self._reader is None and self._reading is not None and self.remote:
+            parts = self._part[1]
+            share = (1 / parts, 1 / (self._world * parts))
+            self._reader = Reader(self.datasets, self.order, self.lanes[lanes], self._reading, share)
+            for source, dataset in enumerate(self.datasets):
+                dataset.ahead = partial(self._reader.take, source)
+        return self._reader
 
     def _readable(
         self, crop: Cropper[Any], step: int, lane: int, source: int, sample: int, epoch: int, bad: list[BadSample]
@@ -174,6 +221,8 @@ class Assembler:
             decode = partial(crop.open, seed=self.seed, epoch=epoch, sample_id=self._identity(source, sample))
             try:
                 return self.datasets[source].decoded(sample, decode), source, sample, epoch
+            except ChangedError:
+                raise
             except DataError as error:
                 bad.append(BadSample(self._identity(source, sample), str(error)))
             picks = self.order.picks(step + later, self.lanes[lane : lane + 1])
@@ -191,12 +240,12 @@ def _outputs(arrays: Arrays, lane: int) -> list[NDArray[np.uint8]]:
     return [*arrays.global_crops[lane::count], *arrays.local_crops[lane::count]]
 
 
-def serve_batches(assembler: Assembler, descriptor: int, slots: int) -> Callable[[tuple[int, int]], list[BadSample]]:
+def serve_batches(assembler: Assembler, descriptor: int, slots: int) -> Callable[[tuple[int, int]], Made]:
     """The loader's child: fills the slot it is told with the batch of the step it is told."""
     size = assembler.bytes
     memory = memoryview(mmap.mmap(descriptor, max(1, size * slots)))
 
-    def serve(request: tuple[int, int]) -> list[BadSample]:
+    def serve(request: tuple[int, int]) -> Made:
         step, slot = request
         views = assembler.layout(step).views(memory[slot * size : (slot + 1) * size])
         return assembler.fill(step, views)

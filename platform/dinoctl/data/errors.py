@@ -10,6 +10,10 @@ class DataError(UserError):
     """The user's mistake or broken data: names the path and the fix. Exit code 2."""
 
 
+class ChangedError(DataError):
+    """A dataset is no longer the one that was opened: ends the job, where a single broken sample would be replaced."""
+
+
 class StorageError(EnvironmentProblem):
     """The environment failed (missing bucket, no credentials, full disk): what was tried, what to do. Exit code 3."""
 

@@ -1,8 +1,9 @@
 """The training loader: an endless iterator of batches from a given step on.
 
-With ``workers=0`` batches are made when they are asked for. Else worker w of n makes steps start + w, start + w + n,
-..., each in a child process that writes into memory shared with the trainer, a bounded number of batches ahead. What
-a batch holds depends on neither.
+With ``workers=0`` batches are made when they are asked for. Else child processes write into memory shared with the
+trainer, a bounded number of batches ahead: worker w of n makes steps start + w, start + w + n, ..., or, where data lies
+on a bucket, lanes w, w + n, ... of every step, so that a run of neighbouring samples is one process's and one request.
+What a batch holds depends on neither.
 
 Processes, not threads: on small images nearly all time is Python's own, and two threads made 0.55
 times the images of one (digits, two 16-pixel and four 8-pixel crops, two cores).
@@ -18,16 +19,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from dinoctl.data.assemble import Arrays, Assembler, BadSample, serve_batches
+from dinoctl.data.assemble import Arrays, Assembler, BadSample, Made, serve_batches
 from dinoctl.data.batch import Batch, to_batch
 from dinoctl.data.children import Child
 from dinoctl.data.dataset import Dataset
 from dinoctl.data.errors import DataError
 from dinoctl.data.order import Order
+from dinoctl.data.reader.counts import ReadCounts, total
 from dinoctl.spec.crops import Crops
 from dinoctl.spec.recipe import Masks
+from dinoctl.spec.sources import Reading
 
-Made = tuple[Arrays, list[BadSample]]
+_READING = Reading()
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,22 @@ class LoaderStats:
     """Time the trainer spent in ``next``."""
     quarantined: tuple[int, ...]
     """Ids of samples that could not be used, in the order of discovery."""
+    read: ReadCounts
+    """What reading ahead from a bucket took, also for batches that were not handed out yet."""
+
+    def metrics(self) -> dict[str, float]:
+        """Under their names in the log; what reading took only where something was read ahead."""
+        counts = {"data/quarantined": float(len(self.quarantined))}
+        if self.read.requests or self.read.cache_hits:
+            counts |= {f"data/{name}": float(count) for name, count in self.read._asdict().items()}
+        return counts
 
 
 class TrainLoader:
     """Iterator of `Batch` for one rank; close it, or use it in a ``with`` statement.
 
     ``prefetch`` is the number of batches made ahead over all workers. ``max_bad_rate`` is the share of the samples that
-    may be unusable before the job stops.
+    may be unusable before the job stops. ``reading`` is how data on a bucket is read ahead; None: not at all.
 
     Raises:
         DataError: settings that do not fit together; from ``next``: too many unusable samples.
@@ -69,10 +81,13 @@ class TrainLoader:
         workers: int = 0,
         prefetch: int = 4,
         max_bad_rate: float = 1e-4,
+        reading: Reading | None = _READING,
     ) -> None:
         parts = [datasets] if isinstance(datasets, Dataset) else list(datasets)
         order.check([len(part) for part in parts])
-        assembler = Assembler(parts, order, crops, masks, seed=seed, rank=rank, world=world, patch_size=patch_size)
+        assembler = Assembler(
+            parts, order, crops, masks, seed=seed, rank=rank, world=world, patch_size=patch_size, reading=reading
+        )
         self._step = start_step
         self._lanes = len(assembler.lanes)
         self._samples = sum(len(part) for part in parts)
@@ -96,7 +111,7 @@ class TrainLoader:
 
     def stats(self) -> LoaderStats:
         """Counts since the start."""
-        return LoaderStats(self._images, self._waited, tuple(self._bad))
+        return LoaderStats(self._images, self._waited, tuple(self._bad), self._maker.counts())
 
     def close(self) -> None:
         """End the workers; a second call does nothing."""
@@ -124,7 +139,9 @@ class TrainLoader:
 
 
 class _Maker(Protocol):
-    def make(self, step: int) -> Made: ...
+    def make(self, step: int) -> tuple[Arrays, list[BadSample]]: ...
+
+    def counts(self) -> ReadCounts: ...
 
     def close(self) -> None: ...
 
@@ -133,30 +150,39 @@ class _Here:
     """Makes batches in this process."""
 
     def __init__(self, assembler: Assembler) -> None:
-        self._assembler = assembler
+        self._assembler, self._counts = assembler, ReadCounts()
 
-    def make(self, step: int) -> Made:
+    def make(self, step: int) -> tuple[Arrays, list[BadSample]]:
         layout = self._assembler.layout(step)
         arrays = layout.views(memoryview(bytearray(layout.bytes)))
-        return arrays, self._assembler.fill(step, arrays)
+        bad, self._counts = self._assembler.fill(step, arrays)
+        return arrays, bad
+
+    def counts(self) -> ReadCounts:
+        return self._counts
 
     def close(self) -> None:
-        """Nothing to end."""
+        self._assembler.close()
 
 
 class _Workers:
-    """Child processes, each with a ring of batches in shared memory. Batches must be asked for in order."""
+    """Child processes that fill rings of batches in shared memory. Batches must be asked for in order.
+
+    Each has a ring of its own, or, where runs are to stay together, all share one (as many as there are lanes do).
+    """
 
     def __init__(self, assembler: Assembler, start: int, workers: int, prefetch: int) -> None:
         self._layout = assembler.layout
-        slots = max(1, -(-prefetch // workers))
-        self._rings: deque[_Ring] = deque(_Ring(assembler, slots) for _ in range(workers))
+        parts = min(workers, len(assembler.lanes)) if assembler.remote else 1
+        rings = 1 if assembler.remote else workers
+        slots = max(1, -(-prefetch // rings))
+        self._rings: deque[_Ring] = deque(_Ring(assembler, slots, parts) for _ in range(rings))
         self._next = start
         for _ in range(slots):
             for ring in self._rings:
                 self._request(ring)
 
-    def make(self, step: int) -> Made:
+    def make(self, step: int) -> tuple[Arrays, list[BadSample]]:
         """The batch of the next step; its place in the ring is used again at once."""
         if not self._rings:
             raise RuntimeError("the loader is closed")
@@ -165,6 +191,9 @@ class _Workers:
         self._rings.rotate(-1)
         self._request(ring)
         return self._layout(step).views(memory), bad
+
+    def counts(self) -> ReadCounts:
+        return total(ring.counts() for ring in self._rings)
 
     def close(self) -> None:
         while self._rings:
@@ -176,34 +205,46 @@ class _Workers:
 
 
 class _Ring:
-    """One child and the memory it writes to."""
+    """The memory of some batches, and the children that write to it, each its part of the lanes."""
 
-    def __init__(self, assembler: Assembler, slots: int) -> None:
+    def __init__(self, assembler: Assembler, slots: int, parts: int) -> None:
         self._size, self._slots = assembler.bytes, slots
         # Anonymous memory: not bounded by a container's small /dev/shm, and gone with the last process that holds it.
         descriptor = os.memfd_create("dinoctl-batches")
         try:
             os.ftruncate(descriptor, max(1, self._size * slots))
             self._memory = memoryview(mmap.mmap(descriptor, max(1, self._size * slots)))
-            self._child = Child(serve_batches, assembler, descriptor, slots, descriptors=(descriptor,))
+            self._children = [
+                Child(serve_batches, assembler.part_of(i, parts), descriptor, slots, descriptors=(descriptor,))
+                for i in range(parts)
+            ]
         finally:
             os.close(descriptor)
         self._asked: deque[tuple[int, int]] = deque()
         self._count = 0
+        self._counts = [ReadCounts()] * parts
 
     def request(self, step: int) -> None:
         """Have a batch made, in the slot that was read longest ago."""
         self._asked.append((step, self._count % self._slots))
         self._count += 1
-        self._child.send(self._asked[-1])
+        for child in self._children:
+            child.send(self._asked[-1])
 
     def receive(self, step: int) -> tuple[memoryview, list[BadSample]]:
         """A copy of the oldest batch that was requested, which must be that of ``step``."""
-        bad: list[BadSample] = self._child.receive()
+        made: list[Made] = [child.receive() for child in self._children]
+        self._counts = [part.counts for part in made]
         asked, slot = self._asked.popleft()
         if asked != step:
             raise RuntimeError(f"batches must be taken in order: step {step} was asked for, {asked} is next")
+        bad = [sample for part in made for sample in part.bad]
         return memoryview(bytearray(self._memory[slot * self._size : (slot + 1) * self._size])), bad
 
+    def counts(self) -> ReadCounts:
+        """Of all children, as of the batches received."""
+        return total(self._counts)
+
     def close(self) -> None:
-        self._child.close()
+        for child in self._children:
+            child.close()

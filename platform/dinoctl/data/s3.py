@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dinoctl.data.errors import NotFoundError, StorageError
+from dinoctl.data.reader.ranges import Ranges, S3Ranges
 from dinoctl.data.s3_client import PATIENCE_S, client, code_of, persist
 from dinoctl.data.storage import Entry, Storage
 
@@ -126,6 +127,10 @@ class S3Storage(Storage):
         for page in self._pages("list_multipart_uploads", root):
             for upload in page.get("Uploads", ()):
                 self._abort({"Bucket": self.bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]})
+
+    def ranges(self, sizes: Mapping[str, int]) -> Ranges:
+        """See `Storage.ranges`."""
+        return S3Ranges(self.uri, self.bucket, self.prefix, sizes)
 
     def check(self, *, write: bool) -> None:
         """See `Storage.check`. The probe also finds out servers that take a conditional write for a plain one."""

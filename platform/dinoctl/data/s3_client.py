@@ -149,7 +149,7 @@ def persist(action: str, place: str, request: Callable[[], Result], patience_s: 
     except ClientError as error:
         raise translate(code_of(error), error, action, place) from error
     except (BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is no URL
-        raise StorageError(_unreachable(error, action, place)) from error
+        raise StorageError(unreachable(error, action, place)) from error
 
 
 def _worth_it(renewed: list[bool], state: RetryCallState) -> bool:
@@ -174,7 +174,7 @@ def transient(error: BaseException) -> bool:
     return isinstance(error, broken)
 
 
-def translate(code: str, error: Exception, action: str, place: str) -> StorageError:
+def translate(code: str, error: BaseException, action: str, place: str) -> StorageError:
     """Our error for an answer of the server."""
     if code in _NOT_FOUND:
         return NotFoundError(f"cannot {action} {place}: there is no such object")
@@ -187,7 +187,8 @@ def code_of(error: BaseException) -> str:
     return str(response.get("Error", {}).get("Code", ""))
 
 
-def _unreachable(error: Exception, action: str, place: str) -> str:
+def unreachable(error: BaseException, action: str, place: str) -> str:
+    """What to say of a request that got no answer."""
     name = type(error).__name__
     if re.search("Credential|Token|SSO|Profile", name):
         return f"cannot {action} {place}: no usable credentials ({redacted(error)}); set AWS_PROFILE or the AWS_* keys"

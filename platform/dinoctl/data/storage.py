@@ -6,12 +6,15 @@ Keys are relative to the root and use ``/``. Writes are atomic: a key either has
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from dinoctl.data.errors import DataError, NotFoundError
+
+if TYPE_CHECKING:
+    from dinoctl.data.reader.ranges import Ranges
 
 
 class Entry(NamedTuple):
@@ -70,6 +73,10 @@ class Storage(ABC):
     @abstractmethod
     def sweep(self) -> None:
         """Remove what killed writers left behind unseen. Only for who is the only writer below this root."""
+
+    def ranges(self, sizes: Mapping[str, int]) -> Ranges | None:  # noqa: ARG002 - files are read as they are
+        """Where a reader that looks ahead gets objects of known sizes from; None where that would gain nothing."""
+        return None
 
     def check(self, *, write: bool) -> None:  # noqa: B027 - where nothing can be wrong before it is used
         """Whether this place can be used (and written to) at all: asks a remote one, for some seconds at most.

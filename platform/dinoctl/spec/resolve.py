@@ -23,7 +23,16 @@ from dinoctl.spec.job import API_VERSION, JobSpec
 from dinoctl.spec.load import LoadedJob
 from dinoctl.spec.yamldoc import Path, show
 
-_HOW_NOT_WHAT = ("logEvery", "batchSize", "workers", "behaviour", "ranks", "maxEnlargement", "teacherPlacement")
+_HOW_NOT_WHAT = (
+    "logEvery",
+    "batchSize",
+    "workers",
+    "behaviour",
+    "ranks",
+    "maxEnlargement",
+    "teacherPlacement",
+    "reader",
+)
 """Fields of a stage or gate that change speed or output on the way, not the result, that only fill in others, or that
 only say what is refused.
 """

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, WithJsonSchema, model_validator
 
-from dinoctl.spec.base import Section, choice
+from dinoctl.spec.base import Section, Size, choice
 
 _URI = r"[a-z][a-z0-9+.-]*://.+|[^:]+"
 _MODEL = r"models:/[^/@]+(@[^/@]+|/[0-9]+)"
@@ -89,6 +89,28 @@ class WeightedSource(Section):
     weight: float = choice(1.0, "Relative weight of this part.", gt=0)
 
 
+class DiskCache(Section):
+    """Image bytes kept on a node's disk for later epochs, shared by the node's workers."""
+
+    path: str = Field(description="Directory on each node; it is made when it is missing.", min_length=1)
+    bytes: Size = Field(description="What the cache may take on a node, in bytes (100GB, 1TB is 1000GB).", ge=1)
+
+
+class Reading(Section):
+    """How training data on a bucket is read ahead. Nothing here changes a batch."""
+
+    memory: Size = choice(
+        256 * 2**20, "Bytes of images that a worker holds or has asked for; one sample a lane in any case.", ge=1
+    )
+    requests_per_second: float = choice(
+        5500.0, "Requests a second of the whole job, at most. S3 serves 5,500 GETs a second and prefix.", gt=0
+    )
+    price_per_thousand: float = choice(
+        0.0004, "Price of 1,000 GET requests, for the estimate before the start (S3: 0.0004 USD).", ge=0
+    )
+    cache: DiskCache | None = choice(None, "A cache on each node's disk; off unless given.")
+
+
 class TrainData(Section):
     """What a training job learns from: one dataset or a weighted mixture."""
 
@@ -101,6 +123,8 @@ class TrainData(Section):
     max_enlargement: float = choice(
         4.0, "How many times larger than the median image a global crop may be; beyond it the job does not start.", gt=0
     )
+
+    reader: Reading = choice(Reading(), "How data on a bucket is read ahead.")
 
     @model_validator(mode="after")
     def _one_of(self) -> "TrainData":

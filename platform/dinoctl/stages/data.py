@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from dinoctl.data.dataset import Dataset
 from dinoctl.data.order import Order, SampleOrder
+from dinoctl.data.reader.cost import estimate
 from dinoctl.spec.errors import UserError
 from dinoctl.spec.sources import DataSource, JobRef
 from dinoctl.stages.recipe import Recipe
@@ -37,6 +38,27 @@ def open_data(recipe: Recipe, seed: int) -> Data:
         sources, recipe.global_batch, seed, run_length=recipe.data.run_length, homogeneous=recipe.data.homogeneous
     )
     return Data(opened, order, "+".join(dataset.hash for dataset in opened))
+
+
+def foretell(recipe: Recipe, data: Data, lanes: int) -> str:
+    """What reading will take, in one line; empty where nothing lies on a bucket. ``lanes``: those of a rank."""
+    remote = [part.ranges() is not None for part in data.parts]
+    if not any(remote):
+        return ""
+    parts = [
+        (len(dataset), part.weight, dataset.info.mean_bytes if far else 0.0)
+        for dataset, part, far in zip(data.parts, recipe.data.parts(), remote, strict=True)
+    ]
+    reader = recipe.data.reader
+    cost = estimate(
+        parts,
+        steps=recipe.steps,
+        global_batch=recipe.global_batch,
+        run_length=recipe.data.run_length,
+        most_bytes=reader.memory / (2 * lanes),
+        price_per_thousand=reader.price_per_thousand,
+    )
+    return f"reading training data for all {recipe.steps} steps takes about {cost}"
 
 
 def _check_enlargement(name: str, side: int, recipe: Recipe) -> None:

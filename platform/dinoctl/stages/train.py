@@ -1,5 +1,6 @@
 """From a learner to an exported, measured model: what all training stages do after they have built their learner."""
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from dinoctl.data.errors import StorageError
 from dinoctl.data.loader import TrainLoader
 from dinoctl.handover.attempt import Attempt
 from dinoctl.handover.ledger import CHECKPOINTS, Commit, Ledger
-from dinoctl.stages.data import Data, open_data
+from dinoctl.stages.data import Data, foretell, open_data
 from dinoctl.stages.finish import finish, versions
 from dinoctl.stages.measure import check_gate
 from dinoctl.stages.placement import whole_teacher
@@ -111,6 +112,8 @@ def train(
     config = learner.student.backbone.config
     engine = make_engine(attempt, context, recipe, learner, config.depth, tensors=tensors)
     data = open_data(recipe, attempt.spec.seed)
+    if context.rank == 0 and (told := foretell(recipe, data, -(-recipe.global_batch // context.world))):
+        sys.stderr.write(f"{told}\n")
     result = fit(attempt, context, recipe, engine, learner, data, config.patch_size)
     if not result.stopped:
         finish(attempt, context, recipe, engine, learner, result, data_hash=data.hash, image_size=image_size)
@@ -248,7 +251,7 @@ def _run_loop(
             writer,
             settings,
             inputs=inputs,
-            record=seat.record(_recorder(spool, prefix)),
+            record=seat.record(_recorder(spool, prefix, loader)),
             vitals=_vitals(attempt, recipe, learner, seat.group),
             explain=culprit.explain,
             skipped=skipped,
@@ -299,12 +302,16 @@ def _loader(
         workers=workers,
         patch_size=patch_size,
         max_bad_rate=recipe.data.max_bad_rate,
+        reading=recipe.data.reader,
     )
 
 
-def _recorder(spool: Spool | None, prefix: str) -> MetricSink:
+def _recorder(spool: Spool | None, prefix: str, loader: TrainLoader) -> MetricSink:
+    """Into the spool, with what the loader of this rank (0) has counted since the attempt began."""
+
     def record(step: int, metrics: dict[str, float]) -> None:
         if spool is not None:
+            metrics = metrics | loader.stats().metrics()
             spool.append(step, {prefix + name: value for name, value in metrics.items()}, time.time())
             spool.flush()
 

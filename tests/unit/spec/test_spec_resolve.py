@@ -83,6 +83,7 @@ def test_the_hash_changes_with_what_decides_the_result(workshop: Workshop, spec:
     "spec",
     [
         f"{BASE}\ncompute: {{workers: 4, gpusPerWorker: 0, cpusPerWorker: 3, loaderWorkers: 1, engine: {{name: ddp}}}}",
+        BASE.replace("{source: x}", "{source: x, reader: {requestsPerSecond: 7, cache: {path: /c, bytes: 1GB}}}"),
         f"{BASE}\npolicy: {{deadline: 3d, retries: {{application: 9}}, checkpoint: {{everySteps: 7}}}}",
         f"{BASE}\nsuspend: true",
         f"{BASE}\nprofile: big\nstorage: s3://b/p",

@@ -1,0 +1,92 @@
+"""One piece on its way: asked for, checked sample by sample, tried again, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from google_crc32c import value as crc32c
+
+from dinoctl.data.dataset import Dataset
+from dinoctl.data.errors import DataError
+from dinoctl.data.reader.cache import DiskCache
+from dinoctl.data.reader.plan import Piece
+from dinoctl.data.reader.ranges import Ranges
+
+_AGAIN = 2  # wrong bytes may be the network's fault: read again so often before calling a sample broken
+
+Result = bytes | Exception
+"""A sample's bytes, or why it cannot be had."""
+
+
+class Fetch:
+    """State of a piece; guarded by the reader's lock."""
+
+    __slots__ = ("active", "asked", "began", "failures", "hedged", "left", "opened", "piece", "results")
+
+    def __init__(self, piece: Piece, now: float) -> None:
+        self.piece = piece
+        self.began = now  # of the first try: patience counts from here
+        self.asked = now  # of the latest try
+        self.active = 0  # tries on their way
+        self.failures = 0
+        self.hedged = False
+        self.opened = False  # whether its first sample was taken
+        self.left = piece.bytes  # of samples not taken yet
+        self.results: list[Result] | None = None
+
+
+class Wire:
+    """Gets pieces, from the cache or by requests, and counts what that took. Each thread has one of its own."""
+
+    def __init__(self, datasets: Sequence[Dataset], ranges: Mapping[int, Ranges], cache: DiskCache | None) -> None:
+        self._datasets, self._ranges, self._cache = datasets, ranges, cache
+        self.bytes = self.requests = self.again = self.hits = 0
+
+    def samples(self, piece: Piece) -> list[Result]:
+        """The piece: with one request for what the cache has not, and with more for samples whose bytes are wrong.
+
+        Raises:
+            ChangedError: the dataset is not the one that was opened.
+            Exception: see `Ranges.get`.
+        """
+        if self._cache is None:
+            return self._fetched(piece, 0, len(piece.extent.lengths))
+        held = self._cache.read(piece.source, piece.first, piece.extent)
+        missing = [i for i, sample in enumerate(held) if sample is None]
+        self.hits += len(held) - len(missing)
+        if not missing:
+            return [sample or b"" for sample in held]
+        start, end = missing[0], missing[-1] + 1
+        fetched = self._fetched(piece, start, end)
+        fresh = [one if isinstance(one, bytes) and held[start + i] is None else None for i, one in enumerate(fetched)]
+        self._cache.write(piece.source, piece.first, piece.extent, [None] * start + fresh)
+        return [*(sample or b"" for sample in held[:start]), *fetched, *(sample or b"" for sample in held[end:])]
+
+    def _fetched(self, piece: Piece, start: int, end: int) -> list[Result]:
+        """Samples ``start`` to ``end`` of a piece."""
+        extent = piece.extent
+        at = extent.offsets[start]
+        data = memoryview(self._get(piece, at, extent.offsets[end - 1] + extent.lengths[end - 1]))
+        results: list[Result] = []
+        for i in range(start, end):
+            offset = extent.offsets[i] - at
+            sample = bytes(data[offset : offset + extent.lengths[i]])
+            results.append(sample if crc32c(sample) == extent.crcs[i] else self._again(piece, i))
+        return results
+
+    def _again(self, piece: Piece, i: int) -> Result:
+        extent = piece.extent
+        for _ in range(_AGAIN):
+            self.again += 1
+            sample = self._get(piece, extent.offsets[i], extent.offsets[i] + extent.lengths[i])
+            if crc32c(sample) == extent.crcs[i]:
+                return sample
+        dataset = self._datasets[piece.source]
+        dataset.check_unchanged()
+        return DataError(dataset.broken(piece.first + i))
+
+    def _get(self, piece: Piece, start: int, end: int) -> bytes:
+        self.requests += 1
+        data = self._ranges[piece.source].get(piece.extent.path, start, end)
+        self.bytes += len(data)
+        return data
