@@ -33,6 +33,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert reason is None
     monkeypatch.setattr(native, "_ROWS", (8, 16))
     monkeypatch.setattr(native, "_QUERIES", 8)
+    monkeypatch.setattr(native, "_SCORES", 1)
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     yield

@@ -19,7 +19,8 @@ _CHUNK_BYTES = 1 << 22
 """Of the widest matrix of a chunk: what a thread works on stays in its cache."""
 _ROWS = (64, 384)
 """Least and most rows of a chunk: fewer make products slow, more bring nothing."""
-_QUERIES = 128
+_SCORES, _QUERIES = 1 << 17, 64
+"""Scores of a thread at once in attention, and least queries."""
 _SUMS_BYTES = 1 << 28
 """Sums over rows of all threads together; beyond it they would cost more than they save."""
 
@@ -187,8 +188,9 @@ def _each_group(name: str, qkv: Tensor, layout: Layout, heads: int, matrices: in
     rows, width, start = len(qkv), qkv.shape[1] // (3 * heads), 0
     slots = torch.get_num_threads()
     for crops, tokens in layout:
-        block = min(_QUERIES, tokens)
-        room = _room(qkv, slots, block * (matrices * tokens + 1))
+        stride = -(-tokens // 16) * 16
+        block = min(max(_SCORES // stride, _QUERIES), tokens)
+        room = _room(qkv, slots, block * (matrices * stride + 1))
         _call(name, slots, block, start, crops, tokens, heads, width, rows, width**-0.5, *tensors, room)
         start += crops * tokens
 

@@ -38,9 +38,10 @@ static void gemm(int transpose_a, int transpose_b, i64 m, i64 n, i64 k, float al
           &lc);
 }
 
-/* e^x for x <= 0 to about 1 unit in the last place; NaN stays NaN. Written so that compilers vectorise it. */
+/* e^x for x <= 0 to about 1 unit in the last place, not below e^-80 (denormal numbers are slow); NaN stays NaN. Written
+ * so that compilers vectorise it. */
 static inline float exp_(float x) {
-    x = x < -87.0f ? -87.0f : x;
+    x = x < -80.0f ? -80.0f : x;
     const float whole = rintf(x * 1.44269504f);
     const float rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
     float p = 1.9875691500e-4f;
@@ -370,24 +371,25 @@ void dinoctl_feed_forward_backward(i64 slots, i64 chunk, i64 n, i64 dim, i64 wid
 
 /* Softmax attention of one group of crops inside a packed qkv (n, 3 dim): out (n, dim), and for the backward pass the
  * logarithms of the softmax's sums (heads, n). The group begins at row `start`. A thread takes a head of a crop at a
- * time, `block` queries at once. Scratch: block * (tokens + 1). */
+ * time, `block` queries at once. Scratch: block * (stride + 1), where stride is the number
+ * of tokens rounded up to a multiple of 16. */
 void dinoctl_attention(i64 slots, i64 block, i64 start, i64 crops, i64 tokens, i64 heads, i64 width, i64 n, float by,
                        const float *qkv, float *out, float *sums, float *scratch) {
-    const i64 dim = heads * width, ld = 3 * dim, items = crops * heads;
+    const i64 dim = heads * width, ld = 3 * dim, items = crops * heads, stride = (tokens + 15) / 16 * 16;
     for_slots(slots, [=](i64 slot) {
-        float *scores = scratch + slot * block * (tokens + 1), *totals = scores + block * tokens;
+        float *scores = scratch + slot * block * (stride + 1), *totals = scores + block * stride;
         for (i64 item = slot; item < items; item += slots) {
             const i64 row = start + item / heads * tokens, head = item % heads;
             const float *q = qkv + row * ld + head * width, *k = q + dim, *v = k + dim;
             for (i64 first = 0; first < tokens; first += block) {
                 const i64 count = tokens - first < block ? tokens - first : block;
                 float *to = out + (row + first) * dim + head * width;
-                gemm(0, 1, count, tokens, width, by, q + first * ld, ld, k, ld, 0, scores, tokens);
+                gemm(0, 1, count, tokens, width, by, q + first * ld, ld, k, ld, 0, scores, stride);
                 for (i64 r = 0; r < count; r++) {
-                    float most = exponentials(tokens, scores + r * tokens, totals + r);
+                    float most = exponentials(tokens, scores + r * stride, totals + r);
                     sums[head * n + row + first + r] = most + std::log(totals[r]);
                 }
-                gemm(0, 0, count, width, tokens, 1, scores, tokens, v, ld, 0, to, dim);
+                gemm(0, 0, count, width, tokens, 1, scores, stride, v, ld, 0, to, dim);
                 for (i64 r = 0; r < count; r++)
                     for (i64 j = 0; j < width; j++) to[r * dim + j] /= totals[r];
             }
@@ -395,13 +397,13 @@ void dinoctl_attention(i64 slots, i64 block, i64 start, i64 crops, i64 tokens, i
     });
 }
 
-/* Gradient to qkv (n, 3 dim). Scratch: 2 * block * tokens. */
+/* Gradient to qkv (n, 3 dim). Scratch: 2 * block * stride. */
 void dinoctl_attention_backward(i64 slots, i64 block, i64 start, i64 crops, i64 tokens, i64 heads, i64 width, i64 n,
                                 float by, const float *qkv, const float *out, const float *sums, const float *to_out,
                                 float *to_qkv, float *scratch) {
-    const i64 dim = heads * width, ld = 3 * dim, items = crops * heads;
+    const i64 dim = heads * width, ld = 3 * dim, items = crops * heads, stride = (tokens + 15) / 16 * 16;
     for_slots(slots, [=](i64 slot) {
-        float *p = scratch + slot * 2 * block * tokens, *to_p = p + block * tokens;
+        float *p = scratch + slot * 2 * block * stride, *to_p = p + block * stride;
         for (i64 item = slot; item < items; item += slots) {
             const i64 row = start + item / heads * tokens, head = item % heads;
             const float *q = qkv + row * ld + head * width, *k = q + dim, *v = k + dim;
@@ -411,10 +413,10 @@ void dinoctl_attention_backward(i64 slots, i64 block, i64 start, i64 crops, i64 
                 const float *o = out + (row + first) * dim + head * width;
                 const float *given = to_out + (row + first) * dim + head * width;
                 const float more = first ? 1.0f : 0.0f;
-                gemm(0, 1, count, tokens, width, by, q + first * ld, ld, k, ld, 0, p, tokens);
-                gemm(0, 1, count, tokens, width, by, given, dim, v, ld, 0, to_p, tokens);
+                gemm(0, 1, count, tokens, width, by, q + first * ld, ld, k, ld, 0, p, stride);
+                gemm(0, 1, count, tokens, width, by, given, dim, v, ld, 0, to_p, stride);
                 for (i64 r = 0; r < count; r++) {
-                    float *probability = p + r * tokens, *gradient = to_p + r * tokens, along = 0;
+                    float *probability = p + r * stride, *gradient = to_p + r * stride, along = 0;
                     const float sum = sums[head * n + row + first + r];
                     for (i64 j = 0; j < width; j++) along += o[r * dim + j] * given[r * dim + j];
                     along *= by;
@@ -423,9 +425,9 @@ void dinoctl_attention_backward(i64 slots, i64 block, i64 start, i64 crops, i64 
                         gradient[j] = probability[j] * (gradient[j] - along);
                     }
                 }
-                gemm(1, 0, tokens, width, count, 1, p, tokens, given, dim, more, to_v, ld);
-                gemm(0, 0, count, width, tokens, 1, to_p, tokens, k, ld, 0, to_q + first * ld, ld);
-                gemm(1, 0, tokens, width, count, 1, to_p, tokens, q + first * ld, ld, more, to_k, ld);
+                gemm(1, 0, tokens, width, count, 1, p, stride, given, dim, more, to_v, ld);
+                gemm(0, 0, count, width, tokens, 1, to_p, stride, k, ld, 0, to_q + first * ld, ld);
+                gemm(1, 0, tokens, width, count, 1, to_p, stride, q + first * ld, ld, more, to_k, ld);
             }
         }
     });
