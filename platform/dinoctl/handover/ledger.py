@@ -32,7 +32,7 @@ class FencedError(RuntimeError):
 @dataclass(frozen=True)
 class Commit:
     """A committed checkpoint: written last, and only once for a step. ``skipped`` of its steps took no effect, so the
-    optimizer has done ``step - skipped``.
+    optimizer has done ``step - skipped``. ``data_hash``: what it was trained on; empty in older ones.
     """
 
     step: int
@@ -45,6 +45,7 @@ class Commit:
     manifests: dict[str, int]
     versions: dict[str, str]
     skipped: int = 0
+    data_hash: str = ""
 
     def to_json(self) -> bytes:
         """Canonical bytes."""

@@ -15,6 +15,7 @@ from dinoctl.data.errors import StorageError
 from dinoctl.data.loader import TrainLoader
 from dinoctl.handover.attempt import Attempt
 from dinoctl.handover.ledger import CHECKPOINTS, Commit, Ledger
+from dinoctl.spec.errors import UserError
 from dinoctl.stages.data import Data, foretell, open_data
 from dinoctl.stages.finish import finish, versions
 from dinoctl.stages.measure import check_gate
@@ -158,7 +159,7 @@ def fit(
     """
     seat = seat or Seat(context)
     ledger = Ledger(attempt.storage.child(folder))
-    start, skipped = _resume(attempt, context, ledger, engine, seat.names)
+    start, skipped = _resume(attempt, context, ledger, engine, seat.names, data.hash)
     result = _run_loop(
         attempt, context, recipe, engine, learner, ledger, data, start, skipped, patch_size, prefix, seat
     )
@@ -167,14 +168,21 @@ def fit(
     return result
 
 
-def _resume(attempt: Attempt, context: Context, ledger: Ledger, engine: Engine, names: str) -> tuple[int, int]:
-    """Steps done, and how many of them were skipped."""
+def _resume(
+    attempt: Attempt, context: Context, ledger: Ledger, engine: Engine, names: str, data_hash: str
+) -> tuple[int, int]:
+    """Steps done, and how many of them were skipped. Raises UserError where they were done on other data."""
     if context.rank == 0:
         ledger.begin(attempt.number)
         ledger.collect_orphans(attempt.number)
     head = agreed_head(attempt, context, ledger)
     if head is None:
         return 0, 0
+    if head.data_hash not in ("", data_hash):
+        raise UserError(
+            f"the {head.step} steps of {attempt.name} so far were done on training data that has since been packed "
+            f"again or replaced; put the old data back, or start over with --restart {attempt.name}"
+        )
     checkpoint = Checkpoint(ledger.storage, head)
     checkpoint.read_ahead([_named(piece, names) for piece in engine.slices()])
     try:
@@ -216,7 +224,7 @@ def _run_loop(
 ) -> LoopResult:
     policy, spec = attempt.spec.policy.checkpoint, attempt.spec
     identity = WriterIdentity(
-        attempt.number, context.rank, context.world, attempt.spec_hash, attempt.run_id, spec.seed, versions()
+        attempt.number, context.rank, context.world, attempt.spec_hash, attempt.run_id, spec.seed, versions(), data.hash
     )
     settings = LoopSettings(
         steps=recipe.steps,

@@ -166,6 +166,7 @@ class WriterIdentity:
     run_id: str
     seed: int
     versions: dict[str, str]
+    data_hash: str = ""
 
 
 class LedgerWriter:
@@ -255,7 +256,17 @@ class LedgerWriter:
             found = pool.map(storage.read, wanted)
             manifests = {key: int(google_crc32c.value(data)) for key, data in zip(wanted, found, strict=True)}
         commit = Commit(
-            step, me.attempt, me.world, me.spec_hash, me.run_id, me.seed, time.time(), manifests, me.versions, skipped
+            step,
+            me.attempt,
+            me.world,
+            me.spec_hash,
+            me.run_id,
+            me.seed,
+            time.time(),
+            manifests,
+            me.versions,
+            skipped,
+            me.data_hash,
         )
         self._ledger.check_fence(me.attempt)
         if self._ledger.create(commit):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from test_stages_models import CONFIG, HEADS, MODEL, export, network
 from dinoctl.data.pack import pack
 from dinoctl.handover.attempt import Attempt
 from dinoctl.model import load_export
+from dinoctl.spec.errors import UserError
 from dinoctl.spec.load import LoadedJob, load
 from dinoctl.spec.resolve import resolve
 from dinoctl.stages import highres
@@ -94,3 +96,15 @@ def test_a_run_at_two_sizes_goes_on_as_if_never_stopped(
     again = load_export(tmp_path / "halves" / "out" / "export")
     for name, tensor in exported.backbone.state_dict().items():
         assert torch.equal(tensor, again.backbone.state_dict()[name]), name
+
+
+def test_data_that_was_packed_again_between_two_attempts_is_refused(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    pack("builtin://digits", data, splits={"val": 1700}, shard_bytes=40_000)
+    stopped = attempt(tmp_path, (inputs[0], data))
+    stopped.stop_file.touch()
+    assert run(stopped).step == 5
+    shutil.rmtree(data)
+    pack("builtin://digits", data, splits={"val": 1699}, shard_bytes=40_000)
+    with pytest.raises(UserError, match=r"5 steps of hr so far .* packed again .* --restart hr"):
+        run(attempt(tmp_path, (inputs[0], data), 2))
