@@ -7,7 +7,8 @@ Of each order, over two epochs:
 * neighbours: share of a batch's samples that have a sample of the packed order within ``run`` places in the same batch;
 * carried: share of samples whose follower in the packed order comes in the next batch: the price of runs;
 * companions: pairs of a batch that are together again in the next epoch, over what chance would give;
-* epochs: Kendall's tau between the places that samples have in both epochs (0: unrelated), over samples drawn at random;
+* epochs: Kendall's tau between the places that samples have in both epochs (0: unrelated), over samples drawn at
+  random;
 * blocks: how evenly batches draw from 100 stretches of the packed order: variance of the counts over that of
   independent draws (1: as if drawn, below: more even).
 """
