@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dinoctl.data import keyed
 from dinoctl.data.augment import Cropper, cropper_of
-from dinoctl.data.dataset import Dataset
+from dinoctl.data.dataset import Ahead, Dataset
 from dinoctl.data.errors import ChangedError, DataError
 from dinoctl.data.mask import masks
 from dinoctl.data.order import Order, lanes_of
@@ -117,6 +117,7 @@ class Assembler:
     """Fills batches of rank ``rank`` of ``world``, or a part of their lanes (`part_of`). Picklable.
 
     ``reading``: how what lies on a bucket is read ahead; None reads each sample when its turn comes.
+    ``readers``: ranks that share the requests allowed to a job, if more than ``world``.
 
     Raises:
         DataError: the settings do not fit together.
@@ -134,6 +135,7 @@ class Assembler:
         world: int,
         patch_size: int,
         reading: Reading | None = None,
+        readers: int | None = None,
     ) -> None:
         self.datasets, self.order, self.seed = list(datasets), order, seed
         self.lanes = lanes_of(order.global_batch, rank, world)
@@ -141,11 +143,12 @@ class Assembler:
         self._shares = np.cumsum([pair.weight for pair in crops.sizes or ()])
         self._masks = mask_spec
         self._offsets = np.cumsum([0, *(len(dataset) for dataset in datasets)])
-        self._reading, self._world = reading, world
+        self._reading, self._readers = reading, readers or world
         self.remote = reading is not None and any(dataset.ranges() is not None for dataset in datasets)
         """Whether there is something to read ahead."""
         self._part = (0, 1)
         self._reader: Reader | None = None
+        self._ahead: dict[int, Ahead] = {}
 
     def part_of(self, number: int, parts: int) -> Assembler:
         """One that fills lanes ``number``, ``number + parts``, ... only, so that a run stays with one process."""
@@ -197,20 +200,17 @@ class Assembler:
 
     def close(self) -> None:
         """Lets the reader go; a second call does nothing."""
-        for dataset in self.datasets:
-            dataset.ahead = None
         if self._reader is not None:
             self._reader.close()
-            self._reader = None
+            self._reader, self._ahead = None, {}
 
     def _open_reader(self, lanes: NDArray[np.int64]) -> Reader | None:
         """Made when the first batch is: threads and connections belong to the process that reads."""
         if self._reader is None and self._reading is not None and self.remote:
             parts = self._part[1]
-            share = (1 / parts, 1 / (self._world * parts))
+            share = (1 / parts, 1 / (self._readers * parts))
             self._reader = Reader(self.datasets, self.order, self.lanes[lanes], self._reading, share)
-            for source, dataset in enumerate(self.datasets):
-                dataset.ahead = partial(self._reader.take, source)
+            self._ahead = {source: partial(self._reader.take, source) for source in range(len(self.datasets))}
         return self._reader
 
     def _readable(
@@ -220,7 +220,7 @@ class Assembler:
         for later in range(1, _REPLACEMENTS + 1):
             decode = partial(crop.open, seed=self.seed, epoch=epoch, sample_id=self._identity(source, sample))
             try:
-                return self.datasets[source].decoded(sample, decode), source, sample, epoch
+                return self.datasets[source].decoded(sample, decode, self._ahead.get(source)), source, sample, epoch
             except ChangedError:
                 raise
             except DataError as error:

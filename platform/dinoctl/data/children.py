@@ -111,7 +111,9 @@ _COMMAND = "import sys; from dinoctl.data.children import serve; serve(int(sys.a
 
 def serve(requests: int, replies: int) -> None:
     """The child's main loop: until the parent closes its end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The parent's to decide: a signal to the whole group must leave it the workers for its last steps.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     source, sink = os.fdopen(requests, "rb"), os.fdopen(replies, "wb")
     handler: Handler | None = None
     try:

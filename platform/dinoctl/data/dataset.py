@@ -20,6 +20,8 @@ from dinoctl.data.reader.ranges import Ranges
 from dinoctl.data.storage import Storage, open_storage
 
 Decoded = TypeVar("Decoded")
+Ahead = Callable[[int], bytes | None]
+"""Who may have a sample's bytes already; answers None for what it has not."""
 _ATTEMPTS = 3  # wrong bytes may be the network's fault: read again before calling a sample broken
 _GAP = 2**16  # bytes between two images (tar headers, labels) that are worth reading to save a request
 
@@ -47,8 +49,6 @@ class Dataset:
         self.hash = f"{manifest.hash}:{split}"
         """Identity of the content: the dataset's hash and the split's name."""
         self.info: SplitInfo = manifest.splits[split]
-        self.ahead: Callable[[int], bytes | None] | None = None
-        """Asked first for a sample's bytes; answers None for what it has not. A loader puts its reader here."""
         self._home = storage
         self._storage = open_storage(self.info.root) if self.info.root else storage
         self._index = index
@@ -96,15 +96,15 @@ class Dataset:
         """Name of every sample."""
         return self._index.keys()
 
-    def read(self, i: int) -> bytes:
-        """The image bytes of sample ``i``.
+    def read(self, i: int, ahead: Ahead | None = None) -> bytes:
+        """The image bytes of sample ``i``; ``ahead`` is asked for them first.
 
         Raises:
             DataError: the bytes are not the ones that were packed.
             ChangedError: nor is the dataset the one that was opened.
             StorageError: the shard cannot be read.
         """
-        fetched = self.ahead(i) if self.ahead else None
+        fetched = ahead(i) if ahead else None
         if fetched is not None:
             return fetched
         self._index.check(i)
@@ -168,14 +168,14 @@ class Dataset:
         """Sample ``i`` decoded, of mode RGB or L; raises as `decoded` does."""
         return self.decoded(i, open_image)
 
-    def decoded(self, i: int, decode: Callable[[bytes], Decoded]) -> Decoded:
+    def decoded(self, i: int, decode: Callable[[bytes], Decoded], ahead: Ahead | None = None) -> Decoded:
         """What ``decode`` makes of the bytes of sample ``i``.
 
         Raises:
             DataError: the bytes are corrupt or no image; names the sample.
             StorageError: the shard cannot be read.
         """
-        data = self.read(i)
+        data = self.read(i, ahead)
         try:
             return decode(data)
         except DataError as error:

@@ -59,6 +59,7 @@ class TrainLoader:
 
     ``prefetch`` is the number of batches made ahead over all workers. ``max_bad_rate`` is the share of the samples that
     may be unusable before the job stops. ``reading`` is how data on a bucket is read ahead; None: not at all.
+    ``readers``: ranks of the job, if they are more than ``world`` (several students).
 
     Raises:
         DataError: settings that do not fit together; from ``next``: too many unusable samples.
@@ -82,11 +83,21 @@ class TrainLoader:
         prefetch: int = 4,
         max_bad_rate: float = 1e-4,
         reading: Reading | None = _READING,
+        readers: int | None = None,
     ) -> None:
         parts = [datasets] if isinstance(datasets, Dataset) else list(datasets)
         order.check([len(part) for part in parts])
         assembler = Assembler(
-            parts, order, crops, masks, seed=seed, rank=rank, world=world, patch_size=patch_size, reading=reading
+            parts,
+            order,
+            crops,
+            masks,
+            seed=seed,
+            rank=rank,
+            world=world,
+            patch_size=patch_size,
+            reading=reading,
+            readers=readers,
         )
         self._step = start_step
         self._lanes = len(assembler.lanes)

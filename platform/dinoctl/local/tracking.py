@@ -120,12 +120,12 @@ class Tracking:
             raise ValueError("not registered, the gate refused: " + "; ".join(decision.reasons))
         run_id = self._run(job, state, status)
         ledger = Ledger(storage.child(CHECKPOINTS))
+        done = []
         for name in students(job) or ("",):
-            ledger.pin(output.step, f"models:/{registered_name(gate.promote, name)}")  # before anybody can refer to it
-        done = [
-            self._register(job, gate.promote, name, proof, champions, storage.child("export").uri, run_id, output.step)
-            for name in students(job) or ("",)
-        ]
+            # Before anybody can refer to it.
+            pinned = ledger.pin(output.step, f"models:/{registered_name(gate.promote, name)}")
+            step, export = output.step if pinned else None, storage.child("export").uri
+            done.append(self._register(job, gate.promote, name, proof, champions, export, run_id, step))
         mark = {
             "model": ", ".join(one.model for one in done),
             "version": ", ".join(one.version for one in done),
@@ -144,13 +144,15 @@ class Tracking:
         champions: Champions,
         export: str,
         run_id: str,
-        step: int,
+        step: int | None,
     ) -> "Registered":
         from dinoctl.tracking.registry import register
 
         decision = judge_one(job, proof, student, champions)
         assert decision is not None  # noqa: S101 - a job that promotes has a gate
-        tags = {"dinoctl.job": job.name, CHECKPOINT_STEP: str(step)} | ({"dinoctl.student": student} if student else {})
+        tags = {"dinoctl.job": job.name} | ({"dinoctl.student": student} if student else {})
+        if step is not None:
+            tags[CHECKPOINT_STEP] = str(step)
         return register(
             self._uri,
             model=registered_name(promote, student),

@@ -40,8 +40,10 @@ def open_data(recipe: Recipe, seed: int) -> Data:
     return Data(opened, order, "+".join(dataset.hash for dataset in opened))
 
 
-def foretell(recipe: Recipe, data: Data, lanes: int) -> str:
-    """What reading will take, in one line; empty where nothing lies on a bucket. ``lanes``: those of a rank."""
+def foretell(recipe: Recipe, data: Data, world: int, students: int = 1) -> str:
+    """What reading will take, in one line; empty where nothing lies on a bucket. ``world``: ranks that share a batch;
+    ``students`` that read all of it, each with ranks of its own.
+    """
     remote = [part.ranges() is not None for part in data.parts]
     if not any(remote):
         return ""
@@ -55,10 +57,11 @@ def foretell(recipe: Recipe, data: Data, lanes: int) -> str:
         steps=recipe.steps,
         global_batch=recipe.global_batch,
         run_length=recipe.data.run_length,
-        most_bytes=reader.memory / (2 * lanes),
+        most_bytes=reader.memory / (2 * -(-recipe.global_batch // world)),
         price_per_thousand=reader.price_per_thousand,
     )
-    return f"reading training data for all {recipe.steps} steps takes about {cost}"
+    each = f", for each of {students} students" if students > 1 else ""
+    return f"reading training data for all {recipe.steps} steps takes about {cost}{each}"
 
 
 def _check_enlargement(name: str, side: int, recipe: Recipe) -> None:

@@ -139,8 +139,8 @@ class OpenedModel:
         if self.job_storage is None:
             return None
         ledger = Ledger(self.job_storage.child(CHECKPOINTS))
-        pinned = sorted(ledger.pinned(by)) if by else []
-        head = ledger.commit(pinned[0]) if pinned else ledger.head()
+        pinned = sorted(ledger.pinned(by) & set(ledger.steps())) if by else []
+        head = ledger.commit(pinned[-1]) if pinned else ledger.head()
         if head is None or not by:
             return None if head is None else Checkpoint(ledger.storage, head)
         with suppress(StorageError):  # who may only read pins nothing; retention keeps the newest anyway

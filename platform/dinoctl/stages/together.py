@@ -57,6 +57,7 @@ def train_together(attempt: Attempt, context: Context, stage: Distill, teacher: 
         groups.own,
         f"students.{groups.student}.",
         inputs=lambda inputs: _taught(inputs, shared),
+        students=len(seating.ranks),
         record=lambda record: _gathered(record, context, groups, list(seating.ranks)),
     )
     result = fit(attempt, context, recipe, engine, learner, data, config.patch_size, seat=seat)

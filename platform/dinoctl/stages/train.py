@@ -71,6 +71,8 @@ class Seat:
     names: str = ""
     inputs: Callable[[Inputs], Inputs] = lambda inputs: inputs
     record: Callable[[MetricSink], MetricSink] = lambda record: record
+    students: int = 1
+    """That are trained side by side, each of which reads all data."""
 
 
 class _NamedWriter(LedgerWriter):
@@ -113,8 +115,6 @@ def train(
     config = learner.student.backbone.config
     engine = make_engine(attempt, context, recipe, learner, config.depth, tensors=tensors)
     data = open_data(recipe, attempt.spec.seed)
-    if context.rank == 0 and (told := foretell(recipe, data, -(-recipe.global_batch // context.world))):
-        sys.stderr.write(f"{told}\n")
     result = fit(attempt, context, recipe, engine, learner, data, config.patch_size)
     if not result.stopped:
         finish(attempt, context, recipe, engine, learner, result, data_hash=data.hash, image_size=image_size)
@@ -158,6 +158,8 @@ def fit(
     of the recorded metrics. ``seat``: this rank's place where several students are trained side by side.
     """
     seat = seat or Seat(context)
+    if context.rank == 0 and (told := foretell(recipe, data, seat.context.world, seat.students)):
+        sys.stderr.write(f"{told}\n")
     ledger = Ledger(attempt.storage.child(folder))
     start, skipped = _resume(attempt, context, ledger, engine, seat.names, data.hash)
     result = _run_loop(
@@ -236,8 +238,18 @@ def _run_loop(
         max_skipped_streak=spec.policy.health.max_skipped_streak,
     )
     schedules = schedules_of(recipe)
-    rank, world, workers = seat.context.rank, seat.context.world, spec.compute.loader_workers
-    loader = _loader(attempt, recipe, data, start, patch_size, rank, world, workers)
+    rank, world = seat.context.rank, seat.context.world
+    loader = _loader(
+        attempt,
+        recipe,
+        data,
+        start,
+        patch_size,
+        rank,
+        world,
+        workers=spec.compute.loader_workers,
+        readers=context.world,
+    )
     writer = _NamedWriter(ledger, identity, keep=policy.keep, keep_every=policy.keep_every, names=seat.names)
     spool = Spool(attempt.spool, attempt=attempt.number) if context.rank == 0 else None
     try:
@@ -282,7 +294,7 @@ def schedules_of(recipe: Recipe) -> RecipeSchedules:
 
 def one_batch(attempt: Attempt, recipe: Recipe, data: Data, step: int, patch_size: int, rank: int, world: int) -> Batch:
     """A rank's batch of one step, made in this process: whoever asks, it is the same."""
-    with _loader(attempt, recipe, data, step, patch_size, rank, world, workers=0) as loader:
+    with _loader(attempt, recipe, data, step, patch_size, rank, world, ahead=False) as loader:
         return next(loader)
 
 
@@ -296,7 +308,17 @@ def _vitals(attempt: Attempt, recipe: Recipe, learner: nn.Module, group: dist.Pr
 
 
 def _loader(
-    attempt: Attempt, recipe: Recipe, data: Data, start: int, patch_size: int, rank: int, world: int, workers: int
+    attempt: Attempt,
+    recipe: Recipe,
+    data: Data,
+    start: int,
+    patch_size: int,
+    rank: int,
+    world: int,
+    *,
+    workers: int = 0,
+    readers: int | None = None,
+    ahead: bool = True,
 ) -> TrainLoader:
     return TrainLoader(
         data.parts,
@@ -310,7 +332,8 @@ def _loader(
         workers=workers,
         patch_size=patch_size,
         max_bad_rate=recipe.data.max_bad_rate,
-        reading=recipe.data.reader,
+        reading=recipe.data.reader if ahead else None,
+        readers=readers,
     )
 
 

@@ -182,6 +182,18 @@ def test_killed_worker_raises(digits: Dataset, small_crops: Crops) -> None:
     assert children() == []
 
 
+def test_a_signal_to_the_whole_group_leaves_the_workers(digits: Dataset, small_crops: Crops) -> None:
+    """The trainer takes SIGTERM for a notice, and needs its batches until the checkpoint is written."""
+    with loader_of(digits, small_crops, workers=2) as loader:
+        next(loader)
+        for child in children():
+            child.send_signal(signal.SIGTERM)
+            child.send_signal(signal.SIGINT)
+        for _ in range(6):
+            next(loader)
+    assert children() == []
+
+
 def test_close_ends_the_workers(digits: Dataset, small_crops: Crops) -> None:
     loader = loader_of(digits, small_crops, workers=2)
     next(loader)

@@ -329,3 +329,21 @@ def test_who_sees_the_config_sees_all(tmp_path: Path) -> None:
     storage = Noting(tmp_path)
     publish_export(storage, CONFIG, *parts(network()), {}, "card")
     assert storage.written == ["README.md", "backbone.safetensors", "heads.safetensors", "config.json"]
+
+
+def test_a_pinned_checkpoint_that_turns_out_damaged_gives_way(tmp_path: Path) -> None:
+    export(tmp_path / "export", network())
+    checkpoint(tmp_path, network(2), step=100)
+    found, ledger = opened(tmp_path), Ledger(LocalStorage(tmp_path / CHECKPOINTS))
+
+    def student() -> Network:
+        blank = found.blank()
+        blank.load_state_dict(dict(found.tensors(blank, student=True, by="child")), assign=True)
+        return blank
+
+    assert_same(student(), network(2))
+    checkpoint(tmp_path, network(3), step=110)
+    assert_same(student(), network(2))
+    for step, values in ((100, network(3)), (110, network())):  # the last: no checkpoint is left, the average is
+        ledger.storage.write(f"step-{step:08d}/CORRUPT", b"")
+        assert_same(student(), values)
