@@ -77,6 +77,9 @@ def load_backbone(
         EnvironmentProblem: storage or registry can't be reached.
     """
     backbone = open_source(str(source), tracking_uri, config).exported.backbone
+    for tensor in (*backbone.parameters(), *backbone.buffers()):
+        # Its own memory: what was read may be a view into the file, which the user is free to change.
+        tensor.data = tensor.detach().clone(memory_format=torch.contiguous_format)
     return backbone.to(device=device, dtype=dtype or torch.float32).eval()
 
 

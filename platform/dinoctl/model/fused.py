@@ -1,8 +1,9 @@
 """The residual branches of a block as autograd functions that keep little for the backward pass.
 
 Three functions make a block: `project_heads` (norm, query-key-value projection), any attention between, `add_projected`
-(output projection, LayerScale, residual) and `add_feed_forward` (norm, FFN, LayerScale, residual). They give what the
-plain modules give, up to rounding, but
+(output projection, LayerScale, residual) and `add_feed_forward` (norm, FFN, LayerScale, residual); where compiled loops
+are at hand, `project_packed` and `attend_packed` go before the latter two. They give what the plain modules give, up to
+rounding, but
 
 * neither a norm's output nor an activation's output is kept: both are made again from what they came from;
 * gamma is folded into the last matrix, W' = gamma W, and a product adds straight onto the residual. The branch's result
@@ -121,9 +122,11 @@ def _spans(kept: Kept | None, count: int) -> tuple[Tensor | None, Spans]:
     return kept.rows, spans
 
 
-def _kernels(source: Tensor, *weights: Tensor) -> ModuleType:
-    """Who does the arithmetic on rows like `source`."""
-    return native if native.usable(source, sum(weight.numel() for weight in weights)) else branches
+def _kernels(source: Tensor, weights: tuple[Tensor, ...], *, backward: bool = True) -> ModuleType:
+    """Who does the arithmetic on rows like `source`; `backward` also makes the gradients of `weights`."""
+    dense = all(weight.is_contiguous() and weight.dtype == source.dtype for weight in weights)
+    sums = sum(weight.numel() for weight in weights) if backward else 0
+    return native if dense and native.usable(source, sums) else branches
 
 
 def _folded(weight: Tensor, bias: Tensor, gamma: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -157,7 +160,8 @@ class _ProjectHeads(torch.autograd.Function):
         cut: tuple[Layout, int] | None,
     ) -> tuple[Tensor, ...]:
         source = x if rows is None else x.index_select(0, rows)
-        out = _kernels(source, weight).norm_linear(source, (norm_weight, norm_bias), eps, (weight[span], bias[span]))
+        kernels = _kernels(source, (weight,), backward=False)
+        out = kernels.norm_linear(source, (norm_weight, norm_bias), eps, (weight[span], bias[span]))
         ctx.save_for_backward(source, rows, norm_weight, norm_bias, weight)
         ctx.settings = eps, span, cut
         return x, *_cut(out, cut, x.shape[1])
@@ -173,7 +177,7 @@ class _ProjectHeads(torch.autograd.Function):
             to_out = source.new_empty(len(source), span.stop - span.start)
             for target, gradient in zip(_cut(to_out, cut, source.shape[1]), to_pieces, strict=True):
                 target.copy_(gradient)
-        joined, to_norm_weight, to_norm_bias, *to_part = _kernels(source, weight).norm_linear_backward(
+        joined, to_norm_weight, to_norm_bias, *to_part = _kernels(source, (weight,)).norm_linear_backward(
             source, rows, (norm_weight, norm_bias), eps, weight[span], to_out, to_x
         )
         if len(to_part[0]) < len(weight):
@@ -222,7 +226,8 @@ class _AddProjected(torch.autograd.Function):
         *pieces: Tensor,
     ) -> Tensor:
         flat = [_flat(piece) for piece in pieces]
-        total: Tensor = _kernels(flat[0], weight).add_linear(x, flat, rows, spans, _folded(weight, bias, gamma))
+        kernels = _kernels(flat[0], (weight,), backward=False)
+        total: Tensor = kernels.add_linear(x, flat, rows, spans, _folded(weight, bias, gamma))
         ctx.save_for_backward(rows, weight, bias, gamma, *pieces)
         ctx.spans = spans
         return total
@@ -232,7 +237,7 @@ class _AddProjected(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, bias, gamma, *pieces = ctx.saved_tensors
         flat, (folded, _) = [_flat(piece) for piece in pieces], _folded(weight, bias, gamma)
-        kernels = _kernels(flat[0], weight)
+        kernels = _kernels(flat[0], (weight,))
         to_flat, to_folded, to_sum = kernels.add_linear_backward(flat, rows, ctx.spans, folded, gradient)
         to_pieces = [_like(to_piece, piece) for to_piece, piece in zip(to_flat, pieces, strict=True)]
         return gradient, None, None, *_unfolded(to_folded, to_sum, weight, bias, gamma), *to_pieces
@@ -273,7 +278,7 @@ class _AddFeedForward(torch.autograd.Function):
     ) -> Tensor:
         source = x if rows is None else x.index_select(0, rows)
         # Which kernels made what is stored, they also read it.
-        ctx.kernels = _kernels(source, weight, out_weight)
+        ctx.kernels = _kernels(source, (weight, out_weight), backward=any(ctx.needs_input_grad))
         norm, inner, outer = (norm_weight, norm_bias), (weight, bias), _folded(out_weight, out_bias, gamma)
         store = not recompute and any(ctx.needs_input_grad)
         total, stored = ctx.kernels.feed_forward(

@@ -68,11 +68,17 @@ def gram_scale(stage: Trained, crops: Crops, model: ModelSpec, scale: float, pat
     """Enlarged crops that are no whole number of patches."""
     for _, size in _global_sizes(stage, crops, path):
         side = size // model.patch_size
-        if size % model.patch_size == 0 and (side * scale) % 1:
+        if size % model.patch_size == 0 and not whole_patches(side, scale):
             right = max(side, round(side * scale)) / side
             text = f"{scale:g} times the {side} patches of {size} pixels is no whole number of patches; {right:g} is"
             yield (*path, "losses", "gram", "teacherScale"), text
             return
+
+
+def whole_patches(side: int, scale: float) -> int:
+    """``side`` patches times ``scale``; 0 where that is no whole number, but for the digits that people write."""
+    scaled = round(side * scale)
+    return scaled if abs(side * scale - scaled) < 1e-3 else 0
 
 
 def objective(losses: Losses, path: Path) -> Iterator[Finding]:

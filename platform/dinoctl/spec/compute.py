@@ -27,7 +27,8 @@ class Compute(Section):
     gpus_per_worker: Literal[0, 1] = choice(1, "GPUs of a worker; 0 trains on the CPU.")
     device_memory: Size = choice(
         40 * 2**30,
-        "Bytes of a worker's device (default 40GiB, the GPUs of the paper's ViT-g), for choices made by memory.",
+        "Bytes of a worker's GPU (default 40GiB, those of the paper's ViT-g), for choices made by memory. Workers on "
+        "CPUs share a machine's memory: there the choice is always what takes least.",
     )
     cpus_per_worker: float = choice(1.0, "CPU cores of a worker.", gt=0)
     threads_per_worker: int = choice(1, "Threads of a CPU kernel in a worker.", ge=1)

@@ -37,12 +37,12 @@ def run(attempt: Attempt, context: Context, work: Work = train) -> LoopResult:
             f"{opened.origin} has no heads; add headless: {{warmup: {{}}}} to the distill section to train heads on "
             "it first, or headless: {features: {}} to match its features"
         )
-    size = stage.crops.global_crops.size
+    size, features = stage.crops.global_crops.size, stage.headless.features if stage.headless else None
     with _about(opened):
         check_patches(_some_config(stage), opened.exported.config)
-        if stage.headless is not None and stage.headless.features is not None:
-            matching, tensors = _matching(attempt, stage, opened, stage.headless.features)
-            return work(attempt, context, recipe, matching, size, tensors)
+        matched = None if features is None else _matching(attempt, stage, opened, features)
+    if matched is not None:
+        return work(attempt, context, recipe, matched[0], size, matched[1])
     if stage.headless is not None and stage.headless.warmup is not None:
         heads, steps = stage.heads or Heads(), stage.headless.warmup.steps or 1
         warmed = warmed_heads(attempt, context, recipe, opened, heads, steps)

@@ -24,6 +24,8 @@ def choose_whole(spec: JobSpec, teacher: int, students: Iterable[tuple[int, int]
         return False
     if keeps_whole(compute.engine) or stage.teacher_placement != "auto":
         return keeps_whole(compute.engine) or stage.teacher_placement == "replicated"
+    if not compute.gpus_per_worker:
+        return False  # workers share a machine's memory
     return all(
         fits_whole(teacher=teacher, student=one, ranks=ranks, precision=compute.precision, memory=compute.device_memory)
         for one, ranks in students

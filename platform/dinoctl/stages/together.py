@@ -1,9 +1,9 @@
 """Several students of one teacher, each with workers of its own, side by side in one job.
 
 The teacher sees every image once in the world (``training.shared_teacher``), whole on every rank or sharded over all
-of them; all else of a student (targets, gradients,
-clipping, averages) stays among its workers, so it learns what it would learn in a job of its own with as many workers.
-All of them make a checkpoint together, in one ledger, under ``students.NAME.``.
+of them; all else of a student (targets, gradients, clipping, averages) stays among its workers, so it learns what it
+would learn in a job of its own with as many workers. All of them make a checkpoint together, in one ledger, under
+``students.NAME.``.
 """
 
 from collections.abc import Callable

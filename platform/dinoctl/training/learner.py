@@ -27,6 +27,7 @@ from dinoctl.objective import (
     resample_patches,
 )
 from dinoctl.objective.reduce import Group
+from dinoctl.spec.checks_crops import whole_patches
 from dinoctl.spec.recipe import Head, Heads, Losses
 from dinoctl.training.seeds import shared_seed
 from dinoctl.training.signals import Study, student_signals, teacher_signals
@@ -206,11 +207,12 @@ class Learner(nn.Module):
     def _grids(self, crops: Tensor, scale: float) -> tuple[tuple[int, int], tuple[int, int]]:
         """(rows, columns) of patches of the crops, and of the crops enlarged."""
         rows, columns = (side // self.student.backbone.config.patch_size for side in crops.shape[-2:])
-        if rows * scale % 1 or columns * scale % 1:
+        larger = whole_patches(rows, scale), whole_patches(columns, scale)
+        if 0 in larger:
             raise ValueError(
                 f"{scale:g} times {rows} x {columns} patches is no whole number; set losses.gram.teacherScale"
             )
-        return (rows, columns), (int(rows * scale), int(columns * scale))
+        return (rows, columns), larger
 
     def _gram_part(
         self, classes: Tensor, patches: Tensor | None, anchors: Tensor | None, weight: float

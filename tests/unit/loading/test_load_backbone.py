@@ -115,6 +115,18 @@ def test_every_form(kind: str, config: ViTConfig, tmp_path: Path) -> None:
     assert patches.shape == (2, 64, 3, 5)
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "pth", "pt", "export"])
+@torch.no_grad()
+def test_a_model_does_not_live_in_its_file(kind: str, tmp_path: Path) -> None:
+    """Who saves it where it came from, or cuts the file, keeps the model."""
+    path, model = write(kind, tmp_path, TINY)
+    loaded = dinoctl.load_backbone(path)
+    for file in [path] if path.is_file() else list(path.rglob("*.safetensors")):
+        file.write_bytes(b"")
+    images = torch.randn(1, 3, 16, 16)
+    assert torch.equal(loaded(images), model(images))
+
+
 @torch.no_grad()
 def test_dtype_and_the_config_beside_a_file(tmp_path: Path) -> None:
     odd = ViTConfig(embed_dim=24, depth=1, num_heads=3, patch_size=4, img_size=16, interpolate_offset=0.0)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dinoctl.model import branches
-from dinoctl.model.fused import attend_packed
+from dinoctl.model.fused import _kernels, attend_packed
 from dinoctl.model.native import branches as native
 from dinoctl.model.native.build import why_not
 from dinoctl.model.packing import Group
@@ -110,7 +110,9 @@ def test_feed_forward(some: bool, gated: bool) -> None:
 
 def test_activations_far_from_zero() -> None:
     """Where exponentials under- and overflow, and infinity and NaN stay what they are."""
-    values = torch.tensor([-1e30, -200.0, -40.0, -6.0, -1e-6, 0.0, 1e-6, 6.0, 40.0, 200.0, 1e4, float("nan")])
+    values = torch.tensor(
+        [-1e34, -1e30, -200.0, -40.0, -6.0, -1e-6, 0.0, 1e-6, 6.0, 40.0, 200.0, 200.5, 1e4, float("nan")]
+    )
     x = torch.zeros(len(values), DIM)
     inner = (torch.zeros(len(values), DIM), values)
     for gated, outer in ((False, torch.eye(len(values))), (True, torch.eye(len(values) // 2))):
@@ -139,6 +141,30 @@ def test_attention(size: int) -> None:
     theirs = torch.cat(outputs)
     assert_close(ours, theirs)
     assert_close(gradient, torch.autograd.grad((theirs * direction).sum(), qkv)[0])
+
+
+def test_weights_that_are_not_dense_fp32_are_left_to_tensor_operations() -> None:
+    source, rows, spans = kept(False)
+    linear = pair(DIM, DIM)
+    for weight in (linear[0].t(), linear[0].bfloat16()):
+        with pytest.raises(ValueError, match="dense fp32"):
+            native.add_linear(source, [source], rows, spans, (weight, linear[1]))
+    assert _kernels(source, (linear[0],)) is native
+    assert _kernels(source, (linear[0].t(),)) is branches
+    assert _kernels(source, (linear[0].bfloat16(),)) is branches
+
+
+def test_sums_that_would_be_large_are_no_matter_where_none_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_SUMS_BYTES", 1000)
+    source, weight = draw(ROWS, DIM), draw(DIM, DIM)
+    assert _kernels(source, (weight,)) is branches
+    assert _kernels(source, (weight,), backward=False) is native
+
+
+def test_pieces_without_rows() -> None:
+    source, rows, spans = kept(False)
+    parts, linear = [source, source[:0]], pair(DIM, DIM)
+    both("add_linear", draw(ROWS, DIM), parts, rows, spans, linear)
 
 
 def test_a_value_that_is_not_finite_reaches_the_loss() -> None:

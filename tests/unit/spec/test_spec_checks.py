@@ -3,6 +3,8 @@
 import pytest
 from spec_documents import PRETRAIN, Workshop, document
 
+from dinoctl.spec.checks_crops import whole_patches
+
 PARENT = """
 pretrain:
   data: {source: x, split: all}
@@ -201,3 +203,8 @@ def test_several_students(workshop: Workshop) -> None:
         ),
     ):
         assert any(said in line for line in workshop.problems(document("m", STUDENTS + end))), said
+
+
+def test_the_advised_scale_is_taken() -> None:
+    """37 patches have no exact decimal: the digits of the message have to do."""
+    assert (whole_patches(37, 1.51351), whole_patches(16, 1.3125), whole_patches(16, 1.3)) == (56, 21, 0)

@@ -198,7 +198,7 @@ def _each_group(name: str, qkv: Tensor, layout: Layout, heads: int, matrices: in
 def _division(rows: int, width: int) -> tuple[int, int]:
     """Threads, and rows of a chunk."""
     slots = min(torch.get_num_threads(), max(1, rows // _ROWS[0]))
-    share = -(-rows // slots)
+    share = max(1, -(-rows // slots))
     chunk = min(max(_CHUNK_BYTES // (4 * width), _ROWS[0]), _ROWS[1])
     return slots, -(-share // -(-share // chunk))  # equal chunks
 
@@ -229,5 +229,7 @@ def _passed(argument: Any) -> Any:
     if argument is None:
         return ctypes.c_void_p()
     if isinstance(argument, Tensor):
+        if not argument.is_contiguous() or argument.dtype not in (torch.float32, torch.int64):
+            raise ValueError(f"the CPU kernels take dense fp32, not {argument.dtype} with strides {argument.stride()}")
         return ctypes.c_void_p(argument.data_ptr())
     return ctypes.c_float(argument) if isinstance(argument, float) else ctypes.c_int64(argument)

@@ -68,8 +68,8 @@ static inline float normal_cdf(float x, float bell) {
 }
 
 static inline float sigmoid(float x) {
-    const float e = exp_(-fabsf(x)), inverse = 1.0f / (1.0f + e);
-    return x < 0 ? e * inverse : inverse;
+    const float e = exp_(-fabsf(x)), inverse = 1.0f / (1.0f + e), below = x < -80.0f ? 0.0f : e * inverse;
+    return x < 0 ? below : inverse;
 }
 
 static void gelu_row(i64 width, const float *__restrict x, const float *__restrict bias, float *__restrict out) {

@@ -97,7 +97,11 @@ def set_aside(learner: nn.Module, names: Iterable[str]) -> None:
     """The modules that hold the parameters ``names`` go on as plain attributes: what takes all of a module's parameters
     leaves theirs alone. `all_modules` still lists them.
     """
-    for root in {name.partition(".")[0] for name in names}:
+    aside = set(names)
+    for root in {name.partition(".")[0] for name in aside}:
+        whole = {f"{root}.{name}" for name, _ in learner._modules[root].named_parameters()}  # type: ignore[union-attr]
+        if not whole <= aside:
+            raise ValueError(f"{root} also has parameters that stay, such as {min(whole - aside)}")
         learner.__dict__[root] = learner._modules.pop(root)
 
 
