@@ -45,6 +45,10 @@ def doctor(
     shards: Annotated[bool, typer.Option("--shards", help="Of the dataset: read all shards too.")] = False,
 ) -> None:
     """Check this machine: packages, disk, memory, shared memory, ports, accelerators, storage credentials."""
+    if shards and dataset is None:
+        from dinoctl.spec.errors import UserError
+
+        raise UserError("--shards needs --dataset: say whose shards to read")
     if dataset is not None:
         from dinoctl.cli.bar import counted
         from dinoctl.data.verify import verify

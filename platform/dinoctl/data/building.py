@@ -199,6 +199,16 @@ def _made_by(plan: bytes) -> Iterator[str]:
     yield from (BAD, _DONE)
 
 
+def too_many(bad: list[BadFile], samples: str, limit: str, uri: str) -> str:
+    """What is wrong when more is unreadable than allowed.
+
+    ``samples`` is how many of what there are ("10 files"), ``limit`` the option that allows some, and its value.
+    """
+    first = "; ".join(f"{path} ({reason})" for path, reason in sorted(bad)[:3])
+    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+    return f"{len(bad)} of {samples} are unreadable, above {limit}: {first}{more} (list: {uri}/{BAD})"
+
+
 def index_files(split: str, *, in_place: bool) -> tuple[str, str]:
     """Keys of a split's index and of its samples' names. Beside shards that are not ours they keep to one folder."""
     prefix = f"{_INDEX}{split}-" if in_place else f"{split}/"

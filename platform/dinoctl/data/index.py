@@ -17,6 +17,7 @@ import hashlib
 import io
 import mmap
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +25,9 @@ import numpy as np
 from google_crc32c import value as crc32c
 from numpy.typing import NDArray
 
-from dinoctl.data.errors import DataError
+from dinoctl.data.errors import ChangedError, DataError
 from dinoctl.data.manifest import SplitInfo
-from dinoctl.data.node_cache import cached
+from dinoctl.data.node_cache import cached, drop
 from dinoctl.data.storage import Storage
 
 DTYPE = np.dtype(
@@ -73,10 +74,13 @@ def header(rows: int) -> bytes:
 class Blocks:
     """The bytes that rows lie in, compared with their checksums when they are first used."""
 
-    def __init__(self, path: Path, place: str, body: int, sums_sha256: str) -> None:
-        """``body`` is the number of bytes before the sums. Raises `DataError` when the sums are not the right ones."""
+    def __init__(self, path: Path, origin: str | None, body: int, sums_sha256: str) -> None:
+        """``body`` is the number of bytes before the sums; of a node's copy, ``origin`` is what it is a copy of.
+
+        Raises `ChangedError` when the sums are not the right ones.
+        """
         self._file = path.open("rb", buffering=0)
-        self._place, self._body = place, body
+        self._path, self._origin, self._body = path, origin, body
         count = -(-body // BLOCK)
         sums = self._at(body, body + 4 * count)
         if hashlib.sha256(sums).hexdigest() != sums_sha256:
@@ -85,7 +89,7 @@ class Blocks:
         self._seen = bytearray(count)
 
     def check(self, start: int, end: int) -> None:
-        """Verify the blocks of bytes [start, end) that were not verified yet."""
+        """Verify the blocks of bytes [start, end) that were not verified yet; raises `ChangedError`."""
         for block in range(start // BLOCK, -(-end // BLOCK)):
             if not self._seen[block]:
                 # pread, not the mapping: what is looked at once must not become resident.
@@ -96,8 +100,15 @@ class Blocks:
     def _at(self, start: int, end: int) -> bytes:
         return os.pread(self._file.fileno(), end - start, start)
 
-    def _changed(self) -> DataError:
-        return differs(self._place)
+    def _changed(self) -> ChangedError:
+        """What to say; a copy is removed, so that whoever comes next fetches another."""
+        if self._origin is None:
+            return differs(str(self._path))
+        gone = "it was removed, so" if drop(self._path, self._file.fileno()) else "remove it, then"
+        return ChangedError(
+            f"{self._path}: this machine's copy of {self._origin} is damaged; {gone} the same command fetches it again "
+            "(check the disk if it happens again)"
+        )
 
 
 class Index:
@@ -122,7 +133,7 @@ class Index:
         """Verify that rows are what was packed; cheap where it was done before.
 
         Raises:
-            DataError: they are not.
+            ChangedError: they are not. It is thousands of samples that cannot be found, not one that is broken.
         """
         if self._blocks:
             start = self._head + first * DTYPE.itemsize
@@ -199,20 +210,17 @@ def open_index(storage: Storage, split: SplitInfo) -> Index:
         raise differs(f"{storage.uri}/{split.index}")
     path = storage.local_path(split.index)
     if path is not None:
-        return _mapped(path, str(path), split, keys)
-    path = cached(storage, split.index, split.index_sha256, split.index_bytes)
-    try:
-        return _mapped(path, str(path), split, keys)
-    except DataError:  # the copy was damaged after it was made
-        path.unlink(missing_ok=True)
-    path = cached(storage, split.index, split.index_sha256, split.index_bytes)
-    return _mapped(path, f"{storage.uri}/{split.index}", split, keys)
+        return _mapped(path, None, split, keys)
+    origin = f"{storage.uri}/{split.index}"
+    with suppress(ChangedError, FileNotFoundError):  # damaged after it was made, so we or another rank removed it
+        return _mapped(cached(storage, split.index, split.index_sha256, split.index_bytes), origin, split, keys)
+    return _mapped(cached(storage, split.index, split.index_sha256, split.index_bytes), origin, split, keys)
 
 
-def _mapped(path: Path, place: str, split: SplitInfo, keys: Keys) -> Index:
+def _mapped(path: Path, origin: str | None, split: SplitInfo, keys: Keys) -> Index:
     head = len(header(0))
     body = head + split.samples * DTYPE.itemsize
-    blocks = Blocks(path, place, body, split.index_sums_sha256 or "")
+    blocks = Blocks(path, origin, body, split.index_sums_sha256 or "")
     blocks.check(0, body if body <= SMALL else head)
     if not split.samples:
         return Index(np.empty(0, DTYPE), keys, blocks)
@@ -233,6 +241,6 @@ def _from_parquet(storage: Storage, split: SplitInfo) -> Index:
     return Index(rows, file)
 
 
-def differs(place: str) -> DataError:
+def differs(place: str) -> ChangedError:
     """What to say of a file that is not the one it was."""
-    return DataError(f"{place}: differs from what was packed; restore the file or pack the dataset again")
+    return ChangedError(f"{place}: differs from what was packed; restore the file or pack the dataset again")

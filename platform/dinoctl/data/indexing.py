@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from dinoctl.data.building import BAD, BadFile, Build, PackReport
+from dinoctl.data.building import BadFile, Build, PackReport, too_many
 from dinoctl.data.errors import DataError
 from dinoctl.data.index_shard import ShardIndexer, Task
 from dinoctl.data.inplace import Keys, ShardSet, open_set
@@ -156,12 +156,8 @@ def _check_rate(build: Build, bad: list[BadFile], samples: int, max_bad_rate: fl
     if len(bad) <= max_bad_rate * samples and len(bad) < samples:
         return
     build.write_bad(bad)
-    first = "; ".join(f"{path} ({reason})" for path, reason in sorted(bad)[:3])
-    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-    raise DataError(
-        f"{len(bad)} of {samples} samples are unreadable, above the allowed rate {max_bad_rate:g}: {first}{more} "
-        f"(list: {build.storage.uri}/{BAD}); mend the shards or raise --max-bad-rate, what is done is kept"
-    )
+    what = too_many(bad, f"{samples} samples", f"the allowed rate {max_bad_rate:g}", build.storage.uri)
+    raise DataError(f"{what}; mend the shards or raise --max-bad-rate, what is done is kept")
 
 
 def _silent(done: int, total: int) -> None:

@@ -65,6 +65,22 @@ def cached(storage: Storage, key: str, sha256: str, size: int) -> Path:
     return path
 
 
+def drop(path: Path, descriptor: int) -> bool:
+    """Remove a copy that turned out damaged, open as ``descriptor``; False where that cannot be done.
+
+    One that another process has fetched in its place meanwhile stays.
+    """
+    try:
+        with _locked(path.with_suffix(".lock")):
+            if os.path.samestat(path.stat(), os.fstat(descriptor)):
+                path.unlink()
+    except FileNotFoundError:
+        pass  # somebody else was faster
+    except OSError:
+        return False
+    return True
+
+
 def _there(path: Path, size: int) -> bool:
     return path.exists() and path.stat().st_size == size
 

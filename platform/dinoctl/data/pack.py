@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from dinoctl.data.building import BAD, BadFile, Build, Packed, PackReport
+from dinoctl.data.building import BAD, BadFile, Build, Packed, PackReport, too_many
 from dinoctl.data.errors import DataError
 from dinoctl.data.manifest import ShardInfo
 from dinoctl.data.pack_plan import Plan, make_plan
@@ -132,18 +132,8 @@ def _check_rate(build: Build, bad: list[BadFile], samples: int, max_bad_rate: fl
     if len(bad) <= max_bad_rate * samples:
         return
     build.write_bad(bad)
-    what = too_many(bad, samples, max_bad_rate, build.storage.uri)
+    what = too_many(bad, f"{samples} files", f"maxBadRate {max_bad_rate:g}", build.storage.uri)
     raise DataError(f"{what}; remove them or raise pack.maxBadRate (--max-bad-rate)")
-
-
-def too_many(bad: list[BadFile], samples: int, max_bad_rate: float, uri: str) -> str:
-    """What is wrong when more files than allowed are unreadable."""
-    first = "; ".join(f"{path} ({reason})" for path, reason in sorted(bad)[:3])
-    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-    return (
-        f"{len(bad)} of {samples} files are unreadable, above maxBadRate {max_bad_rate:g}: {first}{more} "
-        f"(list: {uri}/{BAD})"
-    )
 
 
 def _silent(done: int, total: int) -> None:

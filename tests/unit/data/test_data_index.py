@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +17,15 @@ import pytest
 from dinoctl.data import index as module
 from dinoctl.data.building import Build
 from dinoctl.data.dataset import Dataset
-from dinoctl.data.errors import DataError, StorageError
+from dinoctl.data.errors import ChangedError, DataError, StorageError
 from dinoctl.data.index import BLOCK, DTYPE, Index, Row, header, open_index
+from dinoctl.data.loader import TrainLoader
 from dinoctl.data.manifest import FILE, Manifest, read_manifest
+from dinoctl.data.node_cache import cached, drop
+from dinoctl.data.order import SampleOrder
 from dinoctl.data.storage import open_storage
+from dinoctl.spec.crops import Crops
+from dinoctl.spec.recipe import Masks
 from support.s3server import S3Server
 
 ROWS = 7000
@@ -133,6 +139,21 @@ def test_a_dataset_reads_only_verified_rows(digits_path: Path, tmp_path: Path, m
     assert sum(dataset._index._blocks._seen) == 1  # type: ignore[union-attr]
 
 
+def test_a_damaged_block_ends_a_job_and_is_no_bad_sample(
+    digits_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_crops: Crops
+) -> None:
+    monkeypatch.setattr(module, "SMALL", 0)
+    path = Path(shutil.copytree(digits_path, tmp_path / "copy"))
+    dataset = Dataset.open(str(path))
+    dataset._index._blocks._seen[0] = 0  # type: ignore[union-attr]  # as any block but the first one of a large index
+    flip(path / "train" / "index.npy", HEAD + 32 * 5)
+    order = SampleOrder(len(dataset), 12, 5)
+    loader = TrainLoader(dataset, order, small_crops, Masks(), seed=5, patch_size=4, workers=0, max_bad_rate=1.0)
+    said = r"copy/train/index\.npy: differs from what was packed; restore the file or pack"
+    with loader, pytest.raises(ChangedError, match=said):
+        next(loader)
+
+
 def test_short_and_missing_index(tmp_path: Path) -> None:
     written(str(tmp_path))
     path = tmp_path / "train" / "index.npy"
@@ -223,6 +244,37 @@ def test_what_a_killed_rank_left_and_a_damaged_copy_are_replaced(s3: str, cache:
     assert opened(s3).column("label")[8] == 8
     file.write_bytes(b"short")
     assert opened(s3).column("label")[8] == 8
+
+
+def test_a_large_copy_that_turns_out_damaged_is_fetched_again_by_the_next_attempt(
+    s3: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SMALL", BLOCK)
+    written(s3)
+    index, other = opened(s3), opened(s3)
+    (file,) = kept(cache)
+    flip(file, 2 * BLOCK + 5)
+    bad = (2 * BLOCK + 5 - HEAD) // 32
+    with pytest.raises(ChangedError, match=rf"{file}: this machine's copy of {s3}/train/index\.npy .* was removed"):
+        index.check(bad)
+    assert kept(cache) == []
+    assert opened(s3).column("label")[bad] == bad % 9
+    with pytest.raises(ChangedError, match="was removed"):
+        other.check(bad)
+    assert kept(cache) == [file], "the new one stays"
+
+
+def test_a_copy_that_cannot_be_removed_is_named(s3: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(s3)
+    split = read_manifest(open_storage(s3)).splits["train"]
+    path = cached(open_storage(s3), split.index, split.index_sha256, split.index_bytes or 0)
+    path.with_suffix(".lock").unlink()
+    path.with_suffix(".lock").mkdir()
+    with path.open("rb") as file:
+        assert not drop(path, file.fileno())
+    flip(path, 1000)
+    with pytest.raises(ChangedError, match=rf"{path}: .* is damaged; remove it, then the same command"):
+        opened(s3)
 
 
 def test_an_index_that_changed_on_the_bucket_is_refused(s3: str, s3_server: S3Server, cache: Path) -> None:

@@ -261,6 +261,48 @@ def test_damaged_sets_of_other_libraries(tmp_path: Path, name: str, how: str) ->
     assert not (root / "dataset.json").exists()
 
 
+STRAYS = ['{"__kind__": "wids-shard-index-v1", "wids_version": 1, "shardlist": []}', "[]"]
+
+
+@pytest.mark.parametrize("stray", STRAYS)
+def test_an_index_of_another_tool_beside_tars(tars: Path, tmp_path: Path, stray: str) -> None:
+    (tars / "index.json").write_text(stray)
+    assert index(str(tars), tmp_path / "out").samples == {"train": 30}
+    for kind in ("mds", "litdata"):
+        with pytest.raises(DataError, match=rf"index\.json: is not the index of a {kind} set; use --format webdataset"):
+            index(str(tars), tmp_path / kind, format=kind)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "index.json").write_text(stray)
+    with pytest.raises(DataError, match=r"index\.json: is not the index of an MDS or LitData set; use --format"):
+        index(str(alone))
+
+
+def test_a_set_is_not_left_out_for_the_tars_beside_it(tars: Path, tmp_path: Path) -> None:
+    (tars / "index.json").write_text(STRAYS[0])
+    (tars / "set").mkdir()
+    for path in (FOREIGN / "mds").iterdir():
+        (tars / "set" / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(DataError, match=r"tars/index\.json: is not the index .* or move it elsewhere"):
+        index(str(tars), tmp_path / "out")
+    assert index(str(tars), tmp_path / "out", format="webdataset").samples == {"train": 30}
+
+
+@pytest.mark.parametrize("size", [0, 4, 16])
+def test_labels_of_another_size_than_their_type_says(tmp_path: Path, size: int) -> None:
+    data = image(3)
+    sample = len(data).to_bytes(4, "little") + data + bytes(size)
+    head = b"".join(number.to_bytes(4, "little") for number in (1, 12, 12 + len(sample)))
+    (tmp_path / "shard.00000.mds").write_bytes(head + sample)
+    columns = {"column_names": ["image", "kind"], "column_encodings": ["jpeg", "int"], "column_sizes": [None, size]}
+    shard = {"format": "mds", "compression": None, "raw_data": {"basename": "shard.00000.mds"}, **columns}
+    (tmp_path / "index.json").write_text(json.dumps({"version": 2, "shards": [shard]}))
+    said = rf"shard\.00000\.mds: column 'kind' has a value of {size} bytes, and its type has 8; .*--no-labels"
+    with pytest.raises(DataError, match=said):
+        index(str(tmp_path), keys=Keys(label="kind"))
+    assert index(str(tmp_path), keys=Keys(labels=False)).samples == {"train": 1}
+
+
 def upload(server: S3Server, bucket: str, root: Path) -> None:
     for path in root.iterdir():
         server.client().put_object(Bucket=bucket.removeprefix("s3://"), Key=f"tars/{path.name}", Body=path.read_bytes())

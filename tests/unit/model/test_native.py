@@ -17,6 +17,7 @@ from torch import Tensor
 from dinoctl.model import branches
 from dinoctl.model.fused import _kernels, attend_packed
 from dinoctl.model.native import branches as native
+from dinoctl.model.native import build
 from dinoctl.model.native.build import why_not
 from dinoctl.model.packing import Group
 
@@ -180,7 +181,8 @@ PROBE = "from dinoctl.model.native.build import why_not; print(why_not())"
 
 
 def probe(cache: Path, **environment: str) -> subprocess.Popen[str]:
-    everything = {**os.environ, "XDG_CACHE_HOME": str(cache), **environment}
+    inherited = {name: value for name, value in os.environ.items() if name != "DINOCTL_CACHE_DIR"}
+    everything = {**inherited, "XDG_CACHE_HOME": str(cache), **environment}
     return subprocess.Popen([sys.executable, "-c", PROBE], env=everything, stdout=subprocess.PIPE, text=True)
 
 
@@ -197,7 +199,26 @@ def test_why_there_are_none(tmp_path: Path) -> None:
     for environment, said in (
         ({"DINOCTL_NATIVE": "0"}, "DINOCTL_NATIVE is 0"),
         ({"CXX": "false"}, "false failed"),
-        ({"XDG_CACHE_HOME": str(occupied)}, "set XDG_CACHE_HOME"),
+        ({"XDG_CACHE_HOME": str(occupied)}, "set DINOCTL_CACHE_DIR"),
     ):
         output, _ = probe(tmp_path, **environment).communicate(timeout=120)
         assert said in output
+
+
+def test_where_they_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a user or an administrator says, never in a place that everybody may write to."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setenv("DINOCTL_CACHE_DIR", str(tmp_path / "chosen"))
+    assert build._cache() == tmp_path / "chosen"
+    monkeypatch.delenv("DINOCTL_CACHE_DIR")
+    assert build._cache() == tmp_path / "xdg" / "dinoctl"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert build._cache() == tmp_path / "home" / ".cache" / "dinoctl"
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(build.NoKernels, match=r"no home directory .* set DINOCTL_CACHE_DIR"):
+        build._cache()

@@ -15,6 +15,7 @@ from dinoctl.data.storage import Storage
 
 FORMATS = ("auto", "webdataset", "mds", "litdata")
 _INDEX = "index.json"
+_FIX = "use --format webdataset for tars, or move it elsewhere if it belongs to something else"
 
 
 class Keys(NamedTuple):
@@ -70,11 +71,15 @@ def _tars(storage: Storage, kind: str, keys: Keys) -> ShardSet:
 
 def _indexed(storage: Storage, indexes: list[Stored], kind: str, keys: Keys) -> ShardSet:
     """The sets of one or several ``index.json``; one in a folder is a split of the folder's name."""
+    contents = [mds.read_json(storage.read(one.key), f"{storage.uri}/{one.key}") for one in indexes]
+    if kind == "auto" and not any("shards" in content or "chunks" in content for content in contents):
+        found = _tars(storage, kind, keys)  # beside which other tools, such as wids, keep an index.json too
+        if found.shards:
+            return found
     files = {one.key: one for one in listed(storage)}
     found = ShardSet([], [])
-    for one in indexes:
+    for one, content in zip(indexes, contents, strict=True):
         place = f"{storage.uri}/{one.key}"
-        content = mds.read_json(storage.read(one.key), place)
         names, layout = _read(content, place, kind, keys)
         folder = str(PurePosixPath(one.key).parent)
         for name in names:
@@ -99,7 +104,8 @@ def _format(content: dict[str, Any], place: str, kind: str) -> tuple[Callable[..
         return mds.shards_of, mds.Mds
     if "chunks" in content and kind in ("auto", "litdata"):
         return litdata.shards_of, litdata.LitData
-    raise DataError(f"{place}: is not the index of {'an MDS or LitData' if kind == 'auto' else f'a {kind}'} set")
+    wanted = "an MDS or LitData" if kind == "auto" else f"a {kind}"
+    raise DataError(f"{place}: is not the index of {wanted} set; {_FIX}")
 
 
 def _assigned(found: ShardSet, splits: Mapping[str, str], place: str) -> ShardSet:

@@ -34,6 +34,18 @@ def choose(
     return fit[0]
 
 
-def number(data: bytes, kind: str | None) -> str:
-    """A label as text, from an integer of a NumPy type or from text."""
-    return str(int(np.frombuffer(data, kind)[0])) if kind else data.decode("utf-8", "replace").strip()
+def number(data: bytes, kind: str | None, place: str, name: str) -> str:
+    """A label as text, from an integer of a NumPy type or from text; ``name`` is its column, ``place`` the shard.
+
+    Raises:
+        DataError: an integer of its type has another number of bytes.
+    """
+    if kind is None:
+        return data.decode("utf-8", "replace").strip()
+    size = np.dtype(kind).itemsize
+    if len(data) != size:
+        raise DataError(
+            f"{place}: column {name!r} has a value of {len(data)} bytes, and its type has {size}; write the set again, "
+            "name another column with --label-key, or leave labels out with --no-labels"
+        )
+    return str(int(np.frombuffer(data, kind)[0]))

@@ -73,9 +73,13 @@ class LitData:
                 raise DataError(f"{file.place}: is cut off or damaged (the sample at byte {start} is of another size)")
             ends = np.cumsum([start + head, *sizes]).tolist()
             spans = dict(zip(self._names, pairwise(ends), strict=True))
-            label = number(file.read(*spans[self._label]), self._label_type) if self._label else None
             first, last = spans[self._image]
-            yield first, last - first, label
+            yield first, last - first, self._text(file, spans)
+
+    def _text(self, file: Window, spans: dict[str, tuple[int, int]]) -> str | None:
+        if not self._label:
+            return None
+        return number(file.read(*spans[self._label]), self._label_type, file.place, self._label)
 
     def _rows(self, file: Window, tail: bytes) -> Iterator[tuple[int, int, str | None]]:
         import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]

@@ -60,6 +60,7 @@ class Mds:
         named = choose(label, label_fit, ("label", "class", "cls"), kinds, f"{place}: label") if labels else None
         self._label = None if named is None else names.index(named)
         self._label_type = None if named is None else _INTEGERS.get(kinds[named])
+        self._label_name = named or ""
 
     def samples(self, file: Window, path: str) -> Iterator[Found | BadFile]:
         """See `Layout.samples`."""
@@ -88,7 +89,7 @@ class Mds:
         if self._label is None:
             return None
         offset, length = spans[self._label]
-        return number(file.read(offset, offset + length), self._label_type)
+        return number(file.read(offset, offset + length), self._label_type, file.place, self._label_name)
 
 
 def _listed(kinds: dict[str, str]) -> str:
@@ -96,11 +97,9 @@ def _listed(kinds: dict[str, str]) -> str:
 
 
 def read_json(data: bytes, place: str) -> dict[str, Any]:
-    """An ``index.json``."""
+    """An ``index.json``; empty where it holds a list or the like, which no set has."""
     try:
         content = json.loads(data)
     except ValueError as error:
         raise DataError(f"{place}: is no JSON ({error}); fetch it again") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{place}: is not the index of an MDS or LitData set")
-    return content
+    return content if isinstance(content, dict) else {}

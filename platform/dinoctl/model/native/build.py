@@ -93,12 +93,17 @@ def _built() -> Path:
 
 
 def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    directory = Path(base) / "dinoctl"
+    """Where a node keeps what it made. Never the directory for temporary files: what lies here is run as code."""
+    try:
+        chosen = os.environ.get("DINOCTL_CACHE_DIR")
+        usual = os.environ.get("XDG_CACHE_HOME")
+        directory = Path(chosen) if chosen else Path(usual or Path.home() / ".cache") / "dinoctl"
+    except RuntimeError as error:
+        raise NoKernels("there is no home directory to keep them in; set DINOCTL_CACHE_DIR") from error
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise NoKernels(f"{directory} cannot be made: {error.strerror}; set XDG_CACHE_HOME") from error
+        raise NoKernels(f"{directory} cannot be made: {error.strerror}; set DINOCTL_CACHE_DIR") from error
     return directory
 
 
