@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -125,10 +126,14 @@ def _accelerators(_: Path) -> Finding:
     return Finding("accelerators", True, f"{count} GPUs" if count else "no GPU: use gpusPerWorker: 0")
 
 
-def _compiler(_: Path) -> Finding:
-    found = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "clang++"))), None)
-    told = f"{found} builds the CPU kernels" if found else "no g++: training on CPUs is about a fifth slower"
-    return Finding("compiler", True, told)
+def _kernels(_: Path) -> Finding:
+    if importlib.util.find_spec("torch") is None:
+        return Finding("cpu kernels", True, "torch is not installed")
+    ask = "from dinoctl.model.native.build import why_not; print(why_not() or '')"  # in a child: it imports torch
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, timeout=300, check=False)
+    reason = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    told = f"none, steps on CPUs are about a fifth slower: {reason[-1]}" if reason else "compiled here"
+    return Finding("cpu kernels", True, told)
 
 
 def _credentials(_: Path) -> Finding:
@@ -150,6 +155,6 @@ _CHECKS: tuple[Callable[[Path], Finding], ...] = (
     _shared_memory,
     _ports,
     _accelerators,
-    _compiler,
+    _kernels,
     _credentials,
 )

@@ -193,6 +193,14 @@ def test_many_processes_build_at_once(tmp_path: Path) -> None:
     assert file.suffix == ".so"
 
 
+def test_a_damaged_library_is_built_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert probe(tmp_path).communicate(timeout=120)[0].strip() == "None"
+        (file,) = (tmp_path / "dinoctl").iterdir()
+        assert file.stat().st_size > 1000
+        file.write_bytes(b"")
+
+
 def test_why_there_are_none(tmp_path: Path) -> None:
     occupied = tmp_path / "file"
     occupied.write_text("")

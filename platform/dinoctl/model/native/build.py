@@ -47,10 +47,13 @@ def load() -> ctypes.CDLL:
     if os.environ.get("DINOCTL_NATIVE") == "0":
         raise NoKernels("DINOCTL_NATIVE is 0")
     blas = _blas()
-    try:
-        kernels = ctypes.CDLL(str(_built()))
-    except OSError as error:
-        raise NoKernels(f"the compiled kernels cannot be loaded: {error}") from error
+    library, command = _library()
+    kernels = _opened(library) if library.exists() else None
+    if kernels is None:  # not built yet, or what lies there was damaged
+        _compile(command, library)
+        kernels = _opened(library)
+    if kernels is None:
+        raise NoKernels(f"{library} was built, but cannot be loaded")
     kernels.dinoctl_use(_address(blas, "sgemm_"), _address(blas, "MKL_Set_Num_Threads_Local"))
     return kernels
 
@@ -80,16 +83,20 @@ def _address(library: ctypes.CDLL, name: str) -> ctypes.c_void_p:
     return ctypes.cast(getattr(library, name), ctypes.c_void_p) if hasattr(library, name) else ctypes.c_void_p()
 
 
-def _built() -> Path:
+def _opened(library: Path) -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError:
+        return None
+
+
+def _library() -> tuple[Path, list[str]]:
+    """Where the kernels are kept, and the command that builds them."""
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++")), None)
     if compiler is None:
         raise NoKernels("there is no C++ compiler (g++)")
     flags = [*_FLAGS, _WIDE] if platform.machine() == "x86_64" else _FLAGS
-    directory = _cache()
-    library = directory / f"kernels-{_key(compiler, flags)}.so"
-    if not library.exists():
-        _compile([*compiler.split(), *flags], library)
-    return library
+    return _cache() / f"kernels-{_key(compiler, flags)}.so", [*compiler.split(), *flags]
 
 
 def _cache() -> Path:
@@ -128,7 +135,9 @@ def _compile(command: list[str], library: Path) -> None:
 
 def _key(compiler: str, flags: list[str]) -> str:
     """What decides the machine code: source, flags, compiler, processor."""
-    parts = [SOURCE.read_text(encoding="utf-8"), compiler, *flags, platform.machine(), sys.platform, _processor()]
+    found = shutil.which(compiler.split()[0])
+    about = f"{compiler} {Path(found).stat().st_mtime_ns}" if found else compiler  # another version is another file
+    parts = [SOURCE.read_text(encoding="utf-8"), about, *flags, platform.machine(), sys.platform, _processor()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
