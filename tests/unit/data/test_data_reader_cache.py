@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,51 @@ def test_a_disk_that_refuses_is_left_alone(
         (line,) = warnings
         assert line.startswith(f"warning: the cache {path} can't be used (")
         assert line.endswith("reading goes on without it")
+
+
+_CALLS = ("stat", "scandir", "listdir", "mkdir", "open", "utime", "unlink", "truncate")
+
+
+def evicting(monkeypatch: pytest.MonkeyPatch, root: Path, moment: int) -> list[str]:
+    """Before the ``moment``-th call for something below ``root``, another process removes all that is there."""
+    seen: list[str] = []
+
+    def wrapped(name: str, call: Callable[..., object]) -> Callable[..., object]:
+        def then(path: object, *args: object, **more: object) -> object:
+            if isinstance(path, str | os.PathLike) and str(path).startswith(f"{root}{os.sep}"):
+                seen.append(name)
+                if len(seen) == moment:
+                    subprocess.run(["rm", "-rf", *map(str, root.iterdir())], check=True)
+            return call(path, *args, **more)
+
+        return then
+
+    for name in _CALLS:
+        monkeypatch.setattr(os, name, wrapped(name, getattr(os, name)))
+    return seen
+
+
+def test_another_jobs_eviction_at_any_moment_of_the_start_is_no_failure(
+    digits: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = sum(shard.bytes for shard in digits.info.shards)
+    for moment in itertools.count(1):
+        root = tmp_path / str(moment)
+        fill(DiskCache(str(root), 2**30, {0: digits}), digits)
+        for other in ("some-dataset", "other-dataset"):
+            (root / other / "train").mkdir(parents=True)
+            (root / other / "train" / "shard.tar").write_bytes(bytes(size))
+            (root / other / "used").touch()
+        with monkeypatch.context() as patch:
+            calls = evicting(patch, root, moment)
+            cache = DiskCache(str(root), size // 2, {0: digits})
+        assert cache.failures == 0, (moment, calls)
+        assert not capsys.readouterr().err
+        if len(calls) < moment:
+            break
+    assert {"stat", "scandir", "listdir", "mkdir", "truncate"} <= set(calls), calls
+    fill(cache, digits)
+    assert held(cache, digits), "the cache is of use"
 
 
 def loader_of(dataset: Dataset, crops: Crops, cache: Path | None, **settings: object) -> TrainLoader:

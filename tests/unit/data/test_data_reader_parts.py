@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+import time
 from collections import Counter
+from collections.abc import Iterator
 from itertools import takewhile
 
 import numpy as np
 import pytest
 
-from dinoctl.data.dataset import Dataset
+from dinoctl.data.dataset import Dataset, Extent
 from dinoctl.data.errors import ChangedError, DataError, StorageError
+from dinoctl.data.feistel import Ids
 from dinoctl.data.mixture import MixtureOrder
 from dinoctl.data.order import Order, SampleOrder, lanes_of
+from dinoctl.data.reader import reader as reader_module
 from dinoctl.data.reader.plan import Piece, pieces
 from dinoctl.data.reader.reader import Reader
 from dinoctl.data.reader.window import Lateness, TokenBucket, Window
@@ -209,6 +214,7 @@ def test_a_piece_that_has_to_wait_holds_up_no_other(digits: Dataset, monkeypatch
             raise TimeoutError("503")
 
     ranges = Scripted(digits, refuse)
+    monkeypatch.setattr(Window, "_shrink", lambda *_: None)  # refused early, it might leave no room for others
     reader, order = reader_of(digits, monkeypatch, ranges)
     through(reader, order, digits, range(20))
     assert reader.counts().retries == len(refused) >= 1
@@ -262,4 +268,159 @@ def test_patience_ends(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(StorageError, match="slow down"):
         reader.take(0, int(order.batch(0)[0]))
     assert len(ranges.asked) > 1
+    reader.close()
+
+
+def refuse_threads(monkeypatch: pytest.MonkeyPatch, living: int) -> None:
+    """Lets so many threads start."""
+    start, started = threading.Thread.start, itertools.count()
+
+    def limited(thread: threading.Thread) -> None:
+        if thread.name == "reader" and next(started) >= living:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+
+
+def test_the_threads_there_are_do_all_the_work(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_threads(monkeypatch, 1)
+    reader, order = reader_of(digits, monkeypatch, Scripted(digits))
+    through(reader, order, digits, range(100))
+    assert reader._threads == 1
+    reader.close()
+
+
+def test_without_any_thread_the_reason_is_raised(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_threads(monkeypatch, 0)
+    reader, _ = reader_of(digits, monkeypatch, Scripted(digits))
+    with pytest.raises(StorageError, match=r"cannot read ahead: can't start new thread; raise the limit"):
+        reader.at(0)
+    reader.close()
+
+
+def test_an_index_that_is_damaged_further_on_ends_the_reading(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by a thread, while the consumer waits for a piece that will not come."""
+    damaged, over = threading.Event(), threading.Event()
+    extent = digits.extent
+
+    def look(first: int, count: int, most_bytes: int) -> Extent:
+        if damaged.is_set():
+            raise DataError("index: differs from what was packed")
+        return extent(first, count, most_bytes)
+
+    order = SampleOrder(len(digits), B, seed=3)
+    wanted = int(order.batch(0)[0])
+    place = next(pieces(order, [digits], lanes_of(B, 0, 1), 0, 2**26)).extent
+
+    def hang(path: str, start: int) -> None:
+        if (path, start) == (place.path, place.offsets[0]):
+            over.wait(60)
+        else:
+            damaged.wait(60)
+
+    monkeypatch.setattr(digits, "extent", look)
+    monkeypatch.setattr(Window, "_shrink", lambda *_: None)  # a small one might plan no further
+    reader, _ = reader_of(digits, monkeypatch, Scripted(digits, hang))
+    reader.at(0)
+    damaged.set()
+    try:
+        for _ in range(2):  # ChangedError: the loader is not to take it for this sample's fault
+            with pytest.raises(ChangedError, match="index: differs from what was packed"):
+                reader.take(0, wanted)
+        with pytest.raises(ChangedError, match="index: differs"):
+            reader.at(1)
+    finally:
+        over.set()
+        reader.close()
+
+
+def one_at_a_time(
+    digits: Dataset, monkeypatch: pytest.MonkeyPatch, ranges: Scripted, rate: float = 1e6, **more: float
+) -> tuple[Reader, SampleOrder]:
+    """One lane, pieces of one sample, none ahead of the step."""
+    monkeypatch.setattr(digits, "ranges", lambda: ranges)
+    order, reading = SampleOrder(len(digits), 1, seed=3), Reading(memory=1, requests_per_second=rate)
+    return Reader([digits], order, lanes_of(1, 0, 1), reading, **more), order  # type: ignore[arg-type]
+
+
+class Clock:
+    """Time in which sleeping takes none, but has passed."""
+
+    def __init__(self) -> None:
+        self.slept = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.slept
+
+    def sleep(self, seconds: float) -> None:
+        self.slept += seconds
+
+
+def test_waiting_for_the_request_rate_takes_no_patience(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each request waits 1,000 s for its turn; each piece is refused twice."""
+    seen: Counter[tuple[str, int]] = Counter()
+
+    def refuse(path: str, start: int) -> None:
+        seen[path, start] += 1
+        if seen[path, start] <= 2:
+            raise TimeoutError("503")
+
+    monkeypatch.setattr(reader_module, "time", Clock())
+    reader, order = one_at_a_time(digits, monkeypatch, Scripted(digits, refuse), rate=1e-3, patience_s=500.0)
+    for step in range(3):
+        reader.at(step)
+        (sample,) = order.batch(step).tolist()
+        assert reader.take(0, sample) == digits.read(sample)
+    assert reader.counts().retries == 6
+    reader.close()
+
+
+def test_what_waits_for_the_request_rate_is_not_late(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits, turn, asked, over = (threading.Event() for _ in range(4))
+
+    def sleep(seconds: float) -> None:
+        waits.set()
+        turn.wait(60)
+
+    def answer(path: str, start: int) -> None:
+        asked.set()
+        over.wait(60)
+
+    clock = Clock()
+    monkeypatch.setattr(clock, "sleep", sleep)
+    monkeypatch.setattr(reader_module, "time", clock)
+    reader, order = one_at_a_time(digits, monkeypatch, Scripted(digits, answer), rate=0.1)
+    reader._bucket.reserve(clock.monotonic())
+    for _ in range(20):
+        reader._lateness.add(0.01)
+    reader.at(0)
+    try:
+        assert waits.wait(60)
+        with reader._lock:
+            assert reader._late(clock.monotonic() + 10**4) is None
+        turn.set()
+        assert asked.wait(60)
+        with reader._lock:
+            assert reader._late(clock.monotonic() + 10**4) is not None, "now it is"
+    finally:
+        turn.set()
+        over.set()
+    (sample,) = order.batch(0).tolist()
+    assert reader.take(0, sample) == digits.read(sample)
+    reader.close()
+
+
+@pytest.mark.parametrize("start", [0, 1, 7])
+def test_the_plan_begins_where_the_consumer_does(digits: Dataset, monkeypatch: pytest.MonkeyPatch, start: int) -> None:
+    starts: list[int] = []
+
+    def spied(order: Order, datasets: list[Dataset | None], lanes: Ids, step: int, most: int) -> Iterator[Piece]:
+        starts.append(step)
+        return pieces(order, datasets, lanes, step, most)
+
+    monkeypatch.setattr(reader_module, "pieces", spied)
+    reader, order = reader_of(digits, monkeypatch, Scripted(digits))
+    through(reader, order, digits, range(start, start + 5))
+    assert starts == [start]
     reader.close()

@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +34,8 @@ def _name(path: str) -> str:
 class DiskCache:
     """The cache of some datasets below ``path``, at most ``budget`` bytes. Safe to use from several threads.
 
-    Never fails: on a full disk or a path that cannot be used it says so once and keeps nothing more.
+    Never fails: on a full disk or a path that cannot be used it says so once and keeps nothing more. Other processes,
+    other jobs' too, evict and trim at the same time, so whatever is not there any more is no reason to stop.
     """
 
     def __init__(self, path: str, budget: int, datasets: Mapping[int, Dataset]) -> None:
@@ -45,10 +47,12 @@ class DiskCache:
         shares = {i: budget * one.info.bytes // max(total, 1) for i, one in datasets.items()}
         self._parts = {i: _fitting(one, shares[i]) for i, one in datasets.items()}
         try:
+            self._root.mkdir(parents=True, exist_ok=True)
             for source, home in self._homes.items():
-                home.mkdir(parents=True, exist_ok=True)
-                (home.parent / _MARK).touch()
-                _trim(home, self._parts[source].ends)
+                with suppress(FileNotFoundError, FileExistsError):  # the latter: gone while mkdir looked at it
+                    home.mkdir(parents=True, exist_ok=True)
+                    (home.parent / _MARK).touch()
+                    _trim(home, self._parts[source].ends)
             self._evict(budget)
         except OSError as error:
             self._failed(error)
@@ -110,14 +114,18 @@ class DiskCache:
     def _evict(self, budget: int) -> None:
         """Other datasets' directories, those not opened for longest first, until theirs and what ours may take fit."""
         ours = {home.parent for home in self._homes.values()}
-        others = [mark for mark in self._root.glob(f"*/{_MARK}") if mark.parent not in ours]
-        sizes = {mark.parent: _bytes_below(mark.parent) for mark in others}
+        others: list[tuple[float, Path]] = []
+        for mark in self._root.glob(f"*/{_MARK}"):
+            with suppress(FileNotFoundError):
+                if mark.parent not in ours:
+                    others.append((mark.stat().st_mtime, mark.parent))
+        sizes = {home: _bytes_below(home) for _, home in others}
         used = sum(part.bytes for part in self._parts.values()) + sum(sizes.values())
-        for mark in sorted(others, key=lambda mark: mark.stat().st_mtime):
+        for _, home in sorted(others):
             if used <= budget:
                 return
-            shutil.rmtree(mark.parent, ignore_errors=True)
-            used -= sizes[mark.parent]
+            shutil.rmtree(home, ignore_errors=True)
+            used -= sizes[home]
 
 
 class _Part(NamedTuple):
@@ -149,14 +157,20 @@ def _fitting(dataset: Dataset, budget: int) -> _Part:
 
 def _bytes_below(home: Path) -> int:
     """Blocks that files take: sparse files are larger than what they hold."""
-    return sum(path.stat().st_blocks * 512 for path in home.rglob("*") if path.is_file())
+    blocks = 0
+    for folder, _, names in os.walk(home):  # which passes over folders that vanish
+        for name in names:
+            with suppress(FileNotFoundError):
+                blocks += Path(folder, name).stat().st_blocks
+    return blocks * 512
 
 
 def _trim(home: Path, names: dict[str, int]) -> None:
     """Removes what a larger budget has left: whole files, and the ends of files; ``names`` says what each may hold."""
     for path in home.iterdir():
         end = names.get(path.name, 0)
-        if not end:
-            path.unlink(missing_ok=True)
-        elif path.stat().st_size > end:
-            os.truncate(path, end)
+        with suppress(FileNotFoundError):
+            if not end:
+                path.unlink()
+            elif path.stat().st_size > end:
+                os.truncate(path, end)

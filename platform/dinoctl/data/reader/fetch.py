@@ -23,16 +23,25 @@ class Fetch:
 
     __slots__ = ("active", "asked", "began", "failures", "hedged", "left", "opened", "piece", "results")
 
-    def __init__(self, piece: Piece, now: float) -> None:
+    def __init__(self, piece: Piece) -> None:
         self.piece = piece
-        self.began = now  # of the first try: patience counts from here
-        self.asked = now  # of the latest try
+        self.began: float | None = None  # of the first try, later by what others waited: patience counts from here
+        self.asked: float | None = None  # of the latest try; None while the first one, or a new one, waits
         self.active = 0  # tries on their way
         self.failures = 0
         self.hedged = False
         self.opened = False  # whether its first sample was taken
         self.left = piece.bytes  # of samples not taken yet
         self.results: list[Result] | None = None
+
+    def asks(self, now: float, waited: float) -> None:
+        """A try begins that ``waited`` seconds for its turn."""
+        self.began = now if self.began is None else self.began + waited
+        self.asked = now
+
+    def seconds(self, now: float) -> float:
+        """Time since the first try, without what later ones waited for their turn."""
+        return 0.0 if self.began is None else now - self.began
 
 
 class Wire:

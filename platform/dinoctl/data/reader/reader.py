@@ -5,7 +5,8 @@ stay inside the window and all bytes not yet taken inside the memory bound. A pi
 so a small bound makes reading slow, never stuck. A failed request goes back to the queue with a jittered delay, and
 its thread takes another piece meanwhile; a late one is asked for a second time, and the first answer counts.
 
-Nothing of this shows in what is read: a sample is its verified bytes or an error, whoever delivered it.
+Nothing of this shows in what is read: a sample is its verified bytes or an error, whoever delivered it. What keeps the
+reader itself from going on is raised where somebody waits: a thread that ended silently would stop training for good.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from dinoctl.data.dataset import Dataset
-from dinoctl.data.errors import DataError, StorageError
+from dinoctl.data.errors import ChangedError, DataError, StorageError
 from dinoctl.data.feistel import Ids
 from dinoctl.data.order import Order
 from dinoctl.data.reader.cache import DiskCache
@@ -78,8 +79,10 @@ class Reader:
         self._closed, self._watched = False, False
         self._counts = ReadCounts()
         self._hedges = 0
-        self._step = 0
-        self._reset(0)
+        self._broken: Exception | None = None
+        self._plan: Iterator[Piece] | None = None
+        self._step = -2  # so that no step is the next one
+        self._clear(self._step)
 
     def counts(self) -> ReadCounts:
         """Counts since the start."""
@@ -87,12 +90,19 @@ class Reader:
             return self._counts
 
     def at(self, step: int) -> None:
-        """The consumer begins to take the samples of a step. Going anywhere but to the next step starts anew."""
+        """The consumer begins to take the samples of a step. Going anywhere but to the next step starts anew.
+
+        Raises:
+            ChangedError: the index is not the one that was packed.
+            StorageError: no thread can be started.
+        """
         with self._lock:
+            self._check()
             if step != self._step + 1 or self._plan is None:
                 self._reset(step)
             self._step = step
             self._pump()
+            self._check()
 
     def take(self, source: int, sample: int) -> bytes | None:
         """A sample of the step, waiting for it; None when it was not planned (a replacement, a local source).
@@ -103,6 +113,7 @@ class Reader:
             StorageError: it can't be read.
         """
         with self._lock:
+            self._check()
             planned = self._planned.get((source, sample))
             if not planned:
                 return None
@@ -122,21 +133,35 @@ class Reader:
         """Lets the threads go; those that wait for an answer end when it has come."""
         with self._lock:
             self._closed = True
-            self._reset(0)
+            self._clear(-2)
             self._work.notify_all()
 
     # All below: with the lock held, but for _run and _try.
 
+    def _check(self) -> None:
+        if self._broken is not None:
+            raise self._broken
+
+    def _break(self, error: Exception) -> None:
+        """Ends reading ahead: a loader that skips broken samples is not to take it for a sample's fault."""
+        broken = ChangedError(str(error)) if isinstance(error, DataError) else error
+        broken.__cause__ = error if broken is not error else error.__cause__
+        self._broken, self._plan = broken, None
+        self._arrived.notify_all()
+
     def _reset(self, step: int) -> None:
-        self._step = step
-        self._plan: Iterator[Piece] | None = None
+        self._clear(step)
         if not self._closed:
             self._plan = pieces(self._order, self._ahead, self._lanes, step, self._piece_bytes)
+
+    def _clear(self, step: int) -> None:
+        self._step = step
+        self._plan = None
         self._next: Piece | None = None
         self._planned: dict[tuple[int, int], deque[Fetch]] = {}
         self._queue: deque[Fetch] = deque()
         self._delayed: list[tuple[float, int, Fetch]] = []
-        self._running: dict[Fetch, None] = {}  # in the order in which they were asked for
+        self._running: dict[Fetch, None] = {}  # those asked for in that order, those that wait for a token anywhere
         self._number = itertools.count()
         self._flying = self._owed = self._open = 0
         self._starving = self._full = False
@@ -145,6 +170,7 @@ class Reader:
     def _results(self, fetch: Fetch) -> list[Result]:
         """Those of a piece, waiting for it."""
         while fetch.results is None:
+            self._check()
             self._starving, self._wanted = True, fetch
             self._arrived.wait()
         self._wanted = None
@@ -161,12 +187,16 @@ class Reader:
     def _pump(self) -> None:
         """Queues the pieces that may be asked for now."""
         while self._plan is not None and not self._closed:
-            piece = self._next or next(self._plan)
+            try:
+                piece = self._next or next(self._plan)
+            except Exception as error:
+                self._break(error)
+                return
             self._next = piece
             if piece.step > self._step and not self._room(piece.bytes):
                 return
             self._next = None
-            fetch = Fetch(piece, time.monotonic())
+            fetch = Fetch(piece)
             for i in range(len(piece.extent.lengths)):
                 self._planned.setdefault((piece.source, piece.first + i), deque()).append(fetch)
             self._owed += piece.bytes
@@ -187,21 +217,47 @@ class Reader:
         if len(self._queue) <= self._idle:
             self._work.notify()
         elif self._threads < THREADS:
-            self._threads += 1
+            self._start_thread()
+
+    def _start_thread(self) -> None:
+        self._threads += 1
+        try:
             threading.Thread(target=self._run, name="reader", daemon=True).start()
+        except RuntimeError as error:  # the system has no more of them: those that live do the work
+            self._threads -= 1
+            if not self._threads:
+                said = StorageError(
+                    f"cannot read ahead: {error}; raise the limit of processes and threads (ulimit -u, or the "
+                    "container's pids), then run the same command again"
+                )
+                said.__cause__ = error
+                self._break(said)
 
     def _run(self) -> None:
         """A thread: tries until the reader is closed."""
         wire = Wire(self._datasets, self._ranges, self._cache)
-        while True:
+        try:
+            while self._try_next(wire):
+                pass
+        except Exception as error:
             with self._lock:
-                fetch = self._get_work()
-                if fetch is None:
-                    return
-                pause = self._bucket.reserve(time.monotonic())
-            if pause:
-                time.sleep(pause)
-            self._try(fetch, wire)
+                self._break(error)
+
+    def _try_next(self, wire: Wire) -> bool:
+        """False when the reader is closed."""
+        with self._lock:
+            fetch = self._get_work()
+            if fetch is None:
+                return False
+            pause = self._bucket.reserve(time.monotonic())
+        if pause:
+            time.sleep(pause)
+        with self._lock:
+            fetch.asks(time.monotonic(), pause)
+            if fetch in self._running:  # else it was done meanwhile, or given up
+                self._running[fetch] = self._running.pop(fetch)
+        self._try(fetch, wire)
+        return True
 
     def _get_work(self) -> Fetch | None:
         while not self._closed:
@@ -211,8 +267,6 @@ class Reader:
             fetch = self._queue.popleft() if self._queue else self._late(now)
             if fetch is not None:
                 fetch.active += 1
-                fetch.asked = now
-                self._running.pop(fetch, None)
                 self._running[fetch] = None
                 return fetch
             self._idle += 1
@@ -231,6 +285,8 @@ class Reader:
         if limit is None or self._hedges > _HEDGES * self._counts.requests:
             return None
         for fetch in self._running:
+            if fetch.asked is None:
+                continue
             if now - fetch.asked < limit:
                 return None
             if not fetch.hedged:
@@ -242,7 +298,8 @@ class Reader:
     def _until_due(self, now: float) -> float | None:
         due = [self._delayed[0][0]] if self._delayed else []
         if self._lateness.limit is not None:
-            due += [fetch.asked + self._lateness.limit for fetch in self._running if not fetch.hedged][:1]
+            asked = [fetch.asked for fetch in self._running if fetch.asked is not None and not fetch.hedged]
+            due += [at + self._lateness.limit for at in asked[:1]]
         return max(min(due) - now, 0.001) if due else 1.0
 
     def _try(self, fetch: Fetch, wire: Wire) -> None:
@@ -272,11 +329,11 @@ class Reader:
 
     def _done(self, fetch: Fetch, results: list[Result]) -> None:
         fetch.results = results
+        if self._wanted is fetch:
+            self._arrived.notify_all()
         if self._running.pop(fetch, fetch) is None:  # else it belongs to a plan that was given up
             self._flying -= fetch.piece.bytes
             self._pump()
-        if self._wanted is fetch:
-            self._arrived.notify_all()
 
     def _failed(self, fetch: Fetch, error: Exception, now: float) -> None:
         ranges = self._ranges[fetch.piece.source]
@@ -287,7 +344,7 @@ class Reader:
         passes = ranges.may_pass(error, first=not fetch.failures)
         wait = random.uniform(0, min(_FIRST_WAIT_S * 2**fetch.failures, _LONGEST_WAIT_S))  # noqa: S311 - jitter
         fetch.failures += 1
-        if isinstance(error, DataError | StorageError) or not passes or now + wait - fetch.began > self._patience_s:
+        if isinstance(error, DataError | StorageError) or not passes or fetch.seconds(now + wait) > self._patience_s:
             said = error
             if not isinstance(error, DataError | StorageError):
                 said = ranges.explain(error, fetch.piece.extent.path)
@@ -295,6 +352,6 @@ class Reader:
         elif self._running.pop(fetch, fetch) is None:
             self._flying -= fetch.piece.bytes
             self._counts = self._counts._replace(retries=self._counts.retries + 1)
-            fetch.hedged = False
+            fetch.hedged, fetch.asked = False, None
             heapq.heappush(self._delayed, (now + wait, next(self._number), fetch))
             self._work.notify()
