@@ -104,7 +104,7 @@ def test_faults_that_pass_change_no_batch(
         stats = loader.stats()
     assert stats.quarantined == ()
     struck = sum(s3_faults.injected.values())
-    # A refused request may be get_object's right away, within the same try; most bytes between small images are nobody's.
+    # A refused request may be get_object's at once, in the same try; most bytes between small images are nobody's.
     if faults[0].kind not in ("expired", "flip"):
         assert stats.read.retries + stats.read.hedges >= (1 if struck else 0)
     assert struck or faults[0].kind in ("latency", "bandwidth")
