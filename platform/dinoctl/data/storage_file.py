@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from functools import partial
 
 from dinoctl.data.storage import Storage
 
 
-class StorageFile(io.RawIOBase):
-    """Raises `NotFoundError` when it is opened on a missing key, `StorageError` when reading fails."""
+class RangeFile(io.RawIOBase):
+    """A file of ``size`` bytes; ``fetch(start, end)`` gives those of a range."""
 
-    def __init__(self, storage: Storage, key: str) -> None:
-        self._storage, self._key = storage, key
-        self._size = storage.size(key)
+    def __init__(self, size: int, fetch: Callable[[int, int], bytes]) -> None:
+        self._size, self._fetch = size, fetch
         self._at = 0
 
     def readable(self) -> bool:
@@ -34,8 +35,15 @@ class StorageFile(io.RawIOBase):
         return self._at
 
     def read(self, size: int = -1) -> bytes:
-        """One request, unless the end is reached."""
+        """One range, unless the end is reached."""
         end = self._size if size is None or size < 0 else min(self._at + size, self._size)
-        data = self._storage.read(self._key, self._at, end) if end > self._at else b""
+        data = self._fetch(self._at, end) if end > self._at else b""
         self._at += len(data)
         return data
+
+
+class StorageFile(RangeFile):
+    """Raises `NotFoundError` when it is opened on a missing key, `StorageError` when reading fails."""
+
+    def __init__(self, storage: Storage, key: str) -> None:
+        super().__init__(storage.size(key), partial(storage.read, key))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 
 from dinoctl.data.storage import Storage
+from dinoctl.data.storage_file import RangeFile
 
 _PIECE = 4 * 2**20
 _AHEAD = 3  # pieces; also how many requests are on the way at once
@@ -48,31 +48,8 @@ class Window(AbstractContextManager["Window"]):
         return self._storage.read(self._key, number * _PIECE, min((number + 1) * _PIECE, self.size))
 
 
-class WindowFile(io.RawIOBase):
+class WindowFile(RangeFile):
     """A window as a file object, for libraries that want one."""
 
     def __init__(self, window: Window) -> None:
-        self._window, self._at = window, 0
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Yes."""
-        return True
-
-    def tell(self) -> int:
-        """Position in bytes."""
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """See `io.IOBase.seek`."""
-        self._at = max(offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._window.size}[whence], 0)
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        """See `io.RawIOBase.read`."""
-        data = self._window.read(self._at, self._window.size if size is None or size < 0 else self._at + size)
-        self._at += len(data)
-        return data
+        super().__init__(window.size, window.read)
