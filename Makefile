@@ -7,7 +7,7 @@ export DS_BUILD_OPS = 0
 
 BENCH := .venv-benchmark
 
-.PHONY: benchmark benchmark-pipeline benchmark-streaming demo test check unit local kube cluster kube-tools environment lock schema reference clean
+.PHONY: benchmark benchmark-pipeline benchmark-streaming demo test check unit local kube cluster cluster-shell kube-tools environment lock schema reference clean
 
 demo: environment
 	$(BIN)/dinoctl run jobs/digits.yaml
@@ -41,6 +41,10 @@ kube: environment $(REQUIRED)
 # containernetworking-plugins, iptables, conntrack, iproute2 and openssl.
 cluster: environment $(REQUIRED)
 	$(BIN)/pytest tests/cluster
+
+# A shell with KUBECONFIG set, for as long as the cluster lives.
+cluster-shell: environment kube-tools
+	PYTHONPATH=platform:tests $(BIN)/python -m support.kube.cluster
 
 # Needs Go 1.26. Cached by version in $XDG_CACHE_HOME/dinoctl-kube (1 GB); nothing but Python's own library is
 # used, so that it can run before the environment is there.

@@ -25,6 +25,7 @@ from support import s3server
 from support.kube import services
 from support.kube.access import Access
 from support.kube.forward import listener
+from support.kube.image import NAME
 from support.kube.node import ADDRESS, Order
 from support.kube.processes import NotReady, tail
 from support.kube.tools import lacking
@@ -60,8 +61,10 @@ class Cluster(Access):
         self.s3 = s3server.S3Server(f"http://127.0.0.1:{ports['s3']}", directory / "s3/buckets")
         """For this machine; for pods :attr:`pod_environment`."""
         self.mlflow = f"http://127.0.0.1:{ports['mlflow']}"
-        token = (directory / "token").read_text()
-        super().__init__(directory, f"https://127.0.0.1:{ports['api']}", directory / "certs/ca.crt", token)
+        ready = json.loads((directory / "ready.json").read_text())
+        self.image = f"{NAME}@{ready['digest']}"
+        """The test image by its digest, as profiles want it; ``image.IMAGE`` by its tag is the same."""
+        super().__init__(directory, f"https://127.0.0.1:{ports['api']}", directory / "certs/ca.crt", ready["token"])
 
     @property
     def mlflow_for_pods(self) -> str:

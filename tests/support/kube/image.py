@@ -20,7 +20,8 @@ from pathlib import Path
 
 from support.kube.shell import call
 
-IMAGE, PAUSE = "localhost/dinoctl:test", "localhost/pause:test"
+NAME = "localhost/dinoctl"
+IMAGE, PAUSE = f"{NAME}:test", "localhost/pause:test"
 USER = 1000
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 _MARKER = "view-"

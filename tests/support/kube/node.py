@@ -43,7 +43,7 @@ def main(directory: Path) -> None:
     api.server.start()
     containerd = runtime.start_containerd(directory)
     shown = image.views(Path(order.venv), Path(order.checkout), Path(order.python))
-    runtime.load_images(directory, containerd, shown)
+    digest = runtime.load_images(directory, containerd, shown)
     api.wait()
     api.controllers.start()
     runtime.start_node(api, ADDRESS, order.cgroup)
@@ -53,7 +53,7 @@ def main(directory: Path) -> None:
     operators.start_kueue(api, ADDRESS)
     services.wait(mlflow, s3)
     runtime.wait_dns()
-    (directory / "token").write_text(api.token)
+    (directory / "ready.json").write_text(json.dumps({"token": api.token, "digest": digest}))
     print("ready", flush=True)
     ports = {"api": API_PORT, "s3": services.S3_PORT, "mlflow": services.MLFLOW_PORT}
     asyncio.run(_until_told({descriptor: (ADDRESS, ports[name]) for name, descriptor in order.sockets.items()}))

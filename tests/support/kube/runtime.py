@@ -54,14 +54,17 @@ def start_containerd(directory: Path) -> Program:
     return containerd
 
 
-def load_images(directory: Path, containerd: Program, shown: Sequence[image.View]) -> None:
-    """Imports the images once containerd answers, and mounts the views over their layers."""
+def load_images(directory: Path, containerd: Program, shown: Sequence[image.View]) -> str:
+    """Imports the images once containerd answers, and mounts the views over their layers. Returns the digest."""
     ctr = ("ctr", "--address", directory / "containerd.sock", "--namespace", "k8s.io")
     containerd.wait(lambda: _succeeds(*ctr, "version"), 20)
     image.archive(directory / "images.tar", len(shown))
-    call(*ctr, "images", "import", "--digests", "--base-name", image.IMAGE.partition(":")[0], directory / "images.tar")
+    call(*ctr, "images", "import", "--digests", "--base-name", image.NAME, directory / "images.tar")
     (directory / "views").mkdir()
     image.mount(shown, directory / "containerd/root", directory / "views")
+    return next(
+        word for word in call(*ctr, "images", "ls", f"name=={image.IMAGE}").split() if word.startswith("sha256:")
+    )
 
 
 def _succeeds(*words: str | Path) -> bool:
