@@ -75,6 +75,13 @@ class Cache:
         with self._lock:
             return list(self._texts)
 
+    def __contains__(self, name: Name) -> bool:
+        with self._lock:
+            return name in self._texts
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
     def observe(self, body: Object) -> None:
         """The answer of an own write, so that it is read back at once. Its echo is no change."""
         self._store(body, echo=True)
