@@ -20,6 +20,10 @@ def api(server: MemoryServer) -> MemoryApi:
 
 class TestMemory(ApiContract):
     @pytest.fixture
+    def space(self) -> str:
+        return SPACE
+
+    @pytest.fixture
     def other(self, server: MemoryServer) -> MemoryApi:
         return MemoryApi(server, manager="other")
 
