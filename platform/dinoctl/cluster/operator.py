@@ -76,6 +76,7 @@ class Operator:
             api,
             config.namespaces or [namespace],
             job_changed=self._job_changed,
+            job_written=self._job_seen,
             wants=self.queue.add,
             progressed=lambda key: self.queue.add_after(key, PROGRESS_DELAY),
             restarted=metrics.restarted,
@@ -84,6 +85,7 @@ class Operator:
         self.reconciler = make(api.fenced(self.lease.check), self.caches, config, metrics)
         self._stopping = threading.Event()
         self._looks: dict[str, float] = {}
+        self._faces: dict[Name, int] = {}
         self._threads = [
             threading.Thread(target=self._work, name=f"look-{number}", daemon=True) for number in range(config.workers)
         ]
@@ -136,11 +138,23 @@ class Operator:
         return not stop.is_set()
 
     def _job_changed(self, body: Object) -> None:
-        namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
-        self.metrics.jobs.changed(body, gone=(namespace, name) not in self.caches.jobs)
-        self.queue.add((namespace, name))
-        for child in self.reconciler.children(namespace, name):
-            self.queue.add((namespace, child))
+        self.queue.add((body["metadata"]["namespace"], body["metadata"]["name"]))
+        self._job_seen(body)
+
+    def _job_seen(self, body: Object) -> None:
+        """Figures, and a look at the children: but not because a job has trained some steps more."""
+        key = (body["metadata"]["namespace"], body["metadata"]["name"])
+        gone = key not in self.caches.jobs
+        self.metrics.jobs.changed(body, gone=gone)
+        face = None if gone else _face(body)
+        if self._faces.get(key) == face:
+            return
+        if face is None:
+            self._faces.pop(key, None)
+        else:
+            self._faces[key] = face
+        for child in self.reconciler.children(*key):
+            self.queue.add((key[0], child))
 
     def _began(self) -> None:
         self.reconciler.lead()
@@ -221,3 +235,11 @@ class Operator:
         if used > self.config.memory:
             text = "uses %d MiB of memory, above the configured %d MiB"
             _log.warning(text, used >> 20, self.config.memory >> 20, extra={"reason": "Memory"})
+
+
+def _face(body: Object) -> int:
+    """What a job's children wait for, as one number: its state, not its progress."""
+    meta, status = body["metadata"], body.get("status") or {}
+    conditions = [(one.get("type"), one.get("status"), one.get("reason")) for one in status.get("conditions") or ()]
+    parts = (meta["uid"], meta.get("generation"), meta.get("deletionTimestamp"), status.get("state"))
+    return hash((*parts, status.get("storage"), *conditions))

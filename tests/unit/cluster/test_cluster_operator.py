@@ -156,6 +156,19 @@ def test_children_are_told_of_their_parent(server, start) -> None:
     looks = replica.keeper.looks["child"]
     submit(server, "parent")
     eventually(lambda: replica.keeper.looks["child"] > looks)
+    eventually(lambda: replica.operator.queue.depth == 0)
+    looks, parents = replica.keeper.looks["child"], replica.keeper.looks["parent"]
+    api = MemoryApi(server)
+    api.patch(DINOJOBS, SPACE, "parent", {"status": {"step": 7}}, subresource="status")
+    eventually(lambda: replica.keeper.looks["parent"] > parents)
+    assert replica.keeper.looks["child"] == looks, "steps are no news to children"
+    parents = replica.keeper.looks["parent"]
+    with server.changed:
+        done = api.patch(DINOJOBS, SPACE, "parent", {"status": {"state": "Complete"}}, subresource="status")
+        replica.keeper.caches.jobs.observe(done)
+    eventually(lambda: replica.keeper.looks["child"] > looks)
+    assert replica.keeper.looks["parent"] == parents, "what the operator wrote itself is no news to it"
+    eventually(lambda: replica.metrics.registry.get_sample_value("dinoctl_jobs", {"state": "Complete"}) == 1)
 
 
 @pytest.mark.parametrize(
