@@ -38,7 +38,7 @@ def load(arguments: Iterable[str]) -> list[LoadedJob]:
     arguments = list(arguments)
     problems: list[Problem] = []
     docs = [doc for file, text in _texts(arguments, problems) for doc in read_yaml(text, file, problems)]
-    jobs = [job for doc in docs if (job := _validate(doc, problems)) is not None]
+    jobs = [job for doc in docs if (job := validate(doc, problems)) is not None]
     check_references(jobs, problems, complete=not problems)
     if problems:
         raise SpecError(problems)
@@ -84,7 +84,8 @@ def _stdin() -> bytes:
     return stream.read() if stream is not None else sys.stdin.read().encode()
 
 
-def _validate(doc: YamlDoc, problems: list[Problem]) -> LoadedJob | None:
+def validate(doc: YamlDoc, problems: list[Problem]) -> LoadedJob | None:
+    """The job of one document, or None and its problems."""
     try:
         return LoadedJob(DinoJob.model_validate(doc.data, by_alias=True, by_name=False), doc)
     except ValidationError as error:
