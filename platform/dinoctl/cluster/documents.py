@@ -31,10 +31,11 @@ Begun = Callable[[Object], Snapshot | None]
 
 @dataclass(frozen=True)
 class Reading:
-    """A job that can be run, or a problem; with a problem, ``job`` is what had been begun before it came."""
+    """A job as it is to run now, or a problem; and what its present life began with, if that is known."""
 
     job: ResolvedJob | None
     problem: str = ""
+    begun: ResolvedJob | None = None
 
 
 class Documents:
@@ -46,15 +47,16 @@ class Documents:
     def read(self, body: Object) -> Reading:
         """The job as it is to run now."""
         snapshot = self._begun(body)
+        begun = snapshot.job if snapshot else None
         try:
-            return Reading(self._current(body, snapshot))
+            return Reading(self._current(body, snapshot), begun=begun)
         except SpecError as error:
             problem = "; ".join(_told(one) for one in error.problems[:_SHOWN])
             more = len(error.problems) - _SHOWN
             text = problem + (f" and {more} more" if more > 0 else "")
         except (RecursionError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
             text = f"this document can't be read ({type(error).__name__}: {error}); write it again"
-        return Reading(snapshot.job if snapshot else None, text)
+        return Reading(None, text, begun)
 
     def _current(self, body: Object, snapshot: Snapshot | None) -> ResolvedJob:
         if snapshot is None:
@@ -74,7 +76,9 @@ class Documents:
         cycle = find_cycle({name: parents(one) for name, one in family.items()})
         if cycle and loaded.name in cycle:
             loop = " → ".join(_from(cycle, loaded.name))
-            raise SpecError([loaded.doc.problem((), f"jobs wait for each other: {loop}; remove one of these references")])
+            raise SpecError(
+                [loaded.doc.problem((), f"jobs wait for each other: {loop}; remove one of these references")]
+            )
         found: list[Problem] = []
         check_references(list(family.values()), found, complete=False)
         own = [problem for problem in found if problem.file == loaded.doc.file]
