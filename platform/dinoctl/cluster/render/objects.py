@@ -83,7 +83,9 @@ def _account(maker: _Maker, profile: Profile) -> list[dict[str, Any]]:
 
 def _progress(maker: _Maker) -> dict[str, Any]:
     """Without ``data``: that is the workers', and applying this again must not take it back."""
-    return maker.of_job("v1", "ConfigMap", names.progress_name(maker.attempt.name), {})
+    made = maker.of_job("v1", "ConfigMap", names.progress_name(maker.attempt.name), {})
+    made["metadata"]["labels"][names.ROLE] = "progress"  # by which the operator watches these maps alone
+    return made
 
 
 def _attempt(maker: _Maker) -> dict[str, Any]:
