@@ -7,7 +7,7 @@ widen it, and it is no part of a job's hash.
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from dinoctl.spec.base import Duration, Section, Size, choice
 from dinoctl.spec.sources import Uri
@@ -102,8 +102,16 @@ class Drain(Section):
         return self
 
 
+def _pinned_rule(schema: dict[str, Any]) -> None:
+    """What the validator below says of images, for Helm."""
+    tagged = {"required": ["allowTags"], "properties": {"allowTags": {"const": True}}}
+    schema["if"], schema["then"] = {"not": tagged}, {"properties": {"image": {"pattern": _PINNED}}}
+
+
 class Profile(Section):
     """Where and how jobs run that name it."""
+
+    model_config = ConfigDict(json_schema_extra=_pinned_rule)
 
     image: str = Field(description="Image of all pods, by digest: NAME@sha256:...", min_length=1)
     allow_tags: bool = choice(False, "Accept an image by tag: for tests and images that never leave a machine.")
