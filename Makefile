@@ -43,6 +43,7 @@ lock:
 
 schema: environment
 	$(BIN)/dinoctl schema > jobs/dinojob.schema.json
+	$(BIN)/dinoctl schema --crd > manifests/crd.yaml
 
 reference: environment
 	$(BIN)/python -m dinoctl.spec.reference > docs/reference.md
