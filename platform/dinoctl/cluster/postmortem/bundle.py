@@ -62,7 +62,7 @@ def write_bundle(case: Case) -> tuple[str, Failure]:
     store = AttemptStore(storage, case.attempt)
     with ThreadPoolExecutor(_READERS) as pool:
         logs = list(pool.map(lambda source: _read(store, source), store.sources()))
-    outcome = store.outcome() or store.rank_error()
+    outcome = store.outcome()
     failure = judge([sign for log in logs for sign in log.signs], case.pods, case.events, outcome)
     if failure.kind is Kind.UNKNOWN and not failure.line:
         failure = Failure(failure.kind, case.message, "operator", failure.node)
@@ -100,7 +100,9 @@ def read_bundle(storage: Storage, attempt: int) -> dict[str, Any] | None:
 def bundled_attempts(storage: Storage) -> list[int]:
     """Attempts that have a bundle, in order."""
     return sorted(
-        int(key.split("/")[1]) for key in storage.list(f"{ATTEMPTS}/") if key.endswith(f"/{FILE}") and key.count("/") == 2
+        int(key.split("/")[1])
+        for key in storage.list(f"{ATTEMPTS}/")
+        if key.endswith(f"/{FILE}") and key.count("/") == 2
     )
 
 

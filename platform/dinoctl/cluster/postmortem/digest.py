@@ -51,7 +51,8 @@ def _containers(status: Object) -> list[Object]:
 
 
 def _container(status: Object) -> Object:
-    kind, state = next(iter((status.get("state") or {}).items()), ("unknown", {}))
+    states: Object = status.get("state") or {"unknown": {}}
+    kind, state = next(iter(states.items()))
     found = {
         "name": status.get("name"),
         "state": kind,

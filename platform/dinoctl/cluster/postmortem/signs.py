@@ -9,9 +9,7 @@ from dinoctl.cluster.postmortem.failure import Kind
 MAX_LINE = 500
 _PREFIX = re.compile(r"^\((?P<actor>[\w.:@ -]+?)(?: pid=\d+)?(?:, ip=(?P<ip>[\d.a-f:]+))?\)\s?")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_EXCEPTION = re.compile(
-    r"^(?:[a-zA-Z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Problem)\b(?::|$)"
-)
+_EXCEPTION = re.compile(r"^(?:[a-zA-Z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Problem)\b(?::|$)")
 _SIGNS = (
     (
         Kind.XID,
@@ -46,7 +44,9 @@ _SIGNS = (
         ),
     ),
 )
-_ECHO = re.compile(r"^(ray\.|RayTaskError|RayActorError|ActorDiedError|WorkerGroupError|TrainingFailedError|torch\.distr)")
+_ECHO = re.compile(
+    r"^(ray\.|RayTaskError|RayActorError|ActorDiedError|WorkerGroupError|TrainingFailedError|torch\.distr)"
+)
 # In this order one is the cause and the others its consequences.
 _GRAVITY = (Kind.XID, Kind.CUDA_OUT_OF_MEMORY, Kind.HOST_OUT_OF_MEMORY, Kind.STORAGE, Kind.USER_CODE, Kind.NCCL)
 
