@@ -43,6 +43,7 @@ lock:
 
 schema: environment
 	$(BIN)/dinoctl schema > jobs/dinojob.schema.json
+	$(BIN)/dinoctl schema --crd > manifests/crd.yaml
 
 # What the operator would make of jobs/, for tests to compare with.
 golden: environment

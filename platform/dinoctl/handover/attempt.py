@@ -18,7 +18,7 @@ ATTEMPT_FORMAT = "dinoctl.attempt/v1"
 class Cluster:
     """Where an attempt runs on Kubernetes: job object (its name is the attempt's), and whom its workers tell.
 
-    ``progress`` names the ConfigMap that they report to, ``life`` is the key of the job's MLflow run
+    ``progress`` names the ConfigMap that they report to, ``run_life`` is the key of the job's MLflow run
     (``handover.runs``), ``first_attempt`` the first one of this life. ``secret_env`` names variables whose values must
     not come into logs; ``labels`` are the job's, for its run.
     """
@@ -26,7 +26,7 @@ class Cluster:
     namespace: str
     uid: str
     progress: str
-    life: str
+    run_life: str
     first_attempt: int = 1
     secret_env: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class Cluster:
             "namespace": self.namespace,
             "uid": self.uid,
             "progress": self.progress,
-            "life": self.life,
+            "runLife": self.run_life,
             "firstAttempt": self.first_attempt,
             "secretEnv": list(self.secret_env),
             "labels": dict(self.labels),
@@ -50,10 +50,10 @@ class Cluster:
             namespace=fields["namespace"],
             uid=fields["uid"],
             progress=fields["progress"],
-            life=fields["life"],
-            first_attempt=fields["firstAttempt"],
-            secret_env=tuple(fields["secretEnv"]),
-            labels=dict(fields["labels"]),
+            run_life=fields["runLife"],
+            first_attempt=fields.get("firstAttempt", 1),
+            secret_env=tuple(fields.get("secretEnv", ())),
+            labels=dict(fields.get("labels", {})),
         )
 
 

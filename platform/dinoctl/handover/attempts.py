@@ -1,6 +1,7 @@
 """What an attempt leaves behind for who looks at it from elsewhere: its processes leave it, executors and users read.
 
     attempts/0003/claim.json                  created once: a RayJob that is admitted a second time does not run again
+    attempts/0003/attempt.json                what it was to do
     attempts/0003/outcome.json, refused.json  how it ended; that somebody started it again
     attempts/0003/result.json                 rank 0's word to the driver
     attempts/0003/error-rank-00002.json       what a rank failed of
@@ -21,7 +22,7 @@ from dinoctl.handover.attempt import Attempt
 from dinoctl.handover.outcome import Outcome, classify, telling
 
 ATTEMPTS = "attempts"
-_CLAIM, _OUTCOME, _REFUSED = "claim.json", "outcome.json", "refused.json"
+_CLAIM, _DOCUMENT, _OUTCOME, _REFUSED = "claim.json", "attempt.json", "outcome.json", "refused.json"
 _RESULT, _METRICS = "result.json", "metrics.json"
 _ERROR, _LOGS = "error-rank-", "logs/"
 
@@ -56,6 +57,15 @@ class AttemptStore:
         found: dict[str, str] | None = self._json(_CLAIM)
         return found
 
+    def write_document(self, attempt: Attempt) -> None:
+        """Keeps what the attempt was to do, for who compares it with others when its objects are gone."""
+        self._at.write(_DOCUMENT, attempt.to_json().encode())
+
+    def document(self) -> dict[str, Any] | None:
+        """See ``write_document``."""
+        found: dict[str, Any] | None = self._json(_DOCUMENT)
+        return found
+
     def write_outcome(self, outcome: Outcome) -> None:
         """Only for who has the claim."""
         self._write(_OUTCOME, outcome)
@@ -65,8 +75,10 @@ class AttemptStore:
         self._write(_REFUSED, outcome)
 
     def outcome(self) -> Outcome | None:
-        """None when the attempt left none: it runs, or was killed."""
-        return self._outcome(_OUTCOME) or self._outcome(_REFUSED)
+        """None when the attempt left none: it runs, or was killed. The first run of the attempt has the word before a
+        second one; where the driver could say nothing any more, what its ranks said stands.
+        """
+        return self._outcome(_OUTCOME) or self.result() or self.rank_error() or self._outcome(_REFUSED)
 
     def write_result(self, outcome: Outcome) -> None:
         """Rank 0's word to the driver."""

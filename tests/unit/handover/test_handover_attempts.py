@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 
@@ -77,6 +78,7 @@ def test_result_and_errors_of_ranks(store: AttemptStore) -> None:
     bug = ValueError("shape")
     store.write_rank_error(2, bug, "node-b")
     assert store.rank_error() == classify(3, bug, "node-b")
+    assert store.outcome() == Outcome(3, "succeeded", step=5), "the driver is gone: rank 0's word stands"
     store.write_rank_error(17, UserError("bad value"), "node-c")
     told = store.rank_error()
     assert told is not None
@@ -101,6 +103,14 @@ def test_a_log_is_followed_while_it_grows(store: AttemptStore) -> None:
     store.delete_log("driver", 0)
     assert list(store.logs("driver")) == ["three"]
     assert store.read_log("driver", LogPosition(0, 3)) == (b"three\n", LogPosition(1, 6)), "what is gone is passed over"
+
+
+def test_what_it_was_to_do(tmp_path: Path) -> None:
+    made = attempt(tmp_path, cluster=CLUSTER)
+    store = AttemptStore.of(made)
+    assert store.document() is None
+    store.write_document(made)
+    assert store.document() == json.loads(made.to_json())
 
 
 def test_last_metrics(store: AttemptStore) -> None:
