@@ -6,7 +6,7 @@ export DS_BUILD_OPS = 0
 
 BENCH := .venv-benchmark
 
-.PHONY: benchmark benchmark-pipeline benchmark-streaming demo test check unit local environment lock schema reference clean
+.PHONY: benchmark benchmark-pipeline benchmark-streaming demo test check unit local environment golden lock schema reference clean
 
 demo: environment
 	$(BIN)/dinoctl run jobs/digits.yaml
@@ -43,6 +43,11 @@ lock:
 
 schema: environment
 	$(BIN)/dinoctl schema > jobs/dinojob.schema.json
+	$(BIN)/dinoctl schema --crd > manifests/crd.yaml
+
+# What the operator would make of jobs/, for tests to compare with.
+golden: environment
+	PYTHONPATH=platform:tests $(BIN)/python -m support.rendering
 
 reference: environment
 	$(BIN)/python -m dinoctl.spec.reference > docs/reference.md
