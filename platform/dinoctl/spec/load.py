@@ -49,7 +49,7 @@ def load(arguments: Iterable[str], find: Find | None = None) -> list[LoadedJob]:
     arguments = list(arguments)
     problems: list[Problem] = []
     docs = [doc for file, text in _texts(arguments, problems) for doc in read_yaml(text, file, problems)]
-    jobs = [job for doc in docs if (job := _validate(doc, problems)) is not None]
+    jobs = [job for doc in docs if (job := validate(doc, problems)) is not None]
     around = _ancestors(jobs, find) if find is not None and not problems else []
     check_references([*jobs, *around], problems, complete=not problems and find is None)
     if problems:
@@ -71,7 +71,7 @@ def _ancestors(jobs: list[LoadedJob], find: Find) -> list[LoadedJob]:
             continue
         known.add(name)
         document = find(name)
-        job = _validate(YamlDoc(f"dinojob/{name}", document), [], elsewhere=True) if document else None
+        job = validate(YamlDoc(f"dinojob/{name}", document), [], elsewhere=True) if document else None
         if job is not None:  # one that this dinoctl can't read is as good as unknown; the operator judges it
             found.append(job)
             waiting.extend(parents(job))
@@ -113,9 +113,10 @@ def _stdin() -> bytes:
     return stream.read() if stream is not None else sys.stdin.read().encode()
 
 
-def _validate(doc: YamlDoc, problems: list[Problem], *, elsewhere: bool = False) -> LoadedJob | None:
+def validate(doc: YamlDoc, problems: list[Problem], *, elsewhere: bool = False) -> LoadedJob | None:
+    """The job of one document, or None and its problems."""
     try:
-        return LoadedJob(DinoJob.model_validate(doc.data, by_alias=True, by_name=False), doc, elsewhere)
+        return LoadedJob(DinoJob.modelvalidate(doc.data, by_alias=True, by_name=False), doc, elsewhere)
     except ValidationError as error:
         problems.extend(problem_of(doc, detail) for detail in error.errors())
         return None

@@ -90,6 +90,22 @@ def resolve(jobs: Sequence[LoadedJob]) -> list[ResolvedJob]:
     return [done[job.name] for job in topological(jobs)]
 
 
+def resolve_one(loaded: LoadedJob, parents: Mapping[str, ResolvedJob]) -> ResolvedJob:
+    """Resolves a job whose parents are resolved already. One that lacks parents may still have contradictions, which
+    are judged only once all are there; its hash is then another one.
+
+    Raises:
+        SpecError: with every contradiction.
+
+    """
+    resolved = _resolve_one(loaded, parents)
+    found = check(resolved.spec, _specs(parents)) if set(resolved.parents) <= set(parents) else []
+    problems = [loaded.doc.problem(path, text) for path, text in found]
+    if problems:
+        raise SpecError(problems)
+    return resolved
+
+
 def _specs(done: Mapping[str, ResolvedJob]) -> dict[str, JobSpec]:
     return {name: job.spec for name, job in done.items()}
 
