@@ -76,10 +76,14 @@ def resolve(jobs: Sequence[LoadedJob]) -> list[ResolvedJob]:
 
     """
     done: dict[str, ResolvedJob] = {}
+    whole: set[str] = set()  # jobs whose ancestors are all there: of others too little is known to judge them
     problems: list[Problem] = []
     for loaded in topological(jobs):
         resolved = _resolve_one(loaded, done)
-        problems.extend(loaded.doc.problem(path, text) for path, text in check(resolved.spec, _specs(done)))
+        if whole.issuperset(resolved.parents):
+            whole.add(loaded.name)
+            findings = () if loaded.elsewhere else check(resolved.spec, _specs(done))
+            problems.extend(loaded.doc.problem(path, text) for path, text in findings)
         done[loaded.name] = resolved
     if problems:
         raise SpecError(problems)
