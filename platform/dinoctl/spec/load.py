@@ -116,7 +116,7 @@ def _stdin() -> bytes:
 def validate(doc: YamlDoc, problems: list[Problem], *, elsewhere: bool = False) -> LoadedJob | None:
     """The job of one document, or None and its problems."""
     try:
-        return LoadedJob(DinoJob.modelvalidate(doc.data, by_alias=True, by_name=False), doc, elsewhere)
+        return LoadedJob(DinoJob.model_validate(doc.data, by_alias=True, by_name=False), doc, elsewhere)
     except ValidationError as error:
         problems.extend(problem_of(doc, detail) for detail in error.errors())
         return None
