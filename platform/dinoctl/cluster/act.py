@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dinoctl.cluster.edited import digest
-from dinoctl.cluster.errors import ApiError, Exists, Forbidden, Invalid, NotFound
+from dinoctl.cluster.errors import Exists, Forbidden, Invalid, NotFound
 from dinoctl.cluster.lives import mark_life
 from dinoctl.cluster.objects import attempt_of, deleting, key_of, owned_by, owner_of, uid_of
 from dinoctl.cluster.protocol import Api, Object
@@ -152,13 +152,6 @@ class Hands:
 _ASK = "{0} is not installed in this cluster, but this job needs it for {1}; ask the administrator"
 
 
-def held(error: ApiError) -> Trouble | None:
-    """A refusal that is worth telling the user, as of a quota or of a namespace that is going away."""
-    if isinstance(error, Forbidden | Invalid):
-        return Trouble(ConditionType.ADMITTED, "Refused", str(error))
-    return None
-
-
 def storage_of(body: Object, job: ResolvedJob, profile: Profile) -> str:
     """Where the outputs of all lives of a job go."""
     prefix = (job.spec.storage or profile.storage).rstrip("/")
@@ -176,7 +169,7 @@ def _attempt(body: Object, record: Record, job: ResolvedJob, profile: Profile, n
         namespace=body["metadata"]["namespace"],
         uid=uid_of(body),
         progress=names.progress_name(job.name),
-        life=life_key(job.spec_hash, uid_of(body), first),
+        run_life=life_key(job.spec_hash, uid_of(body), first),
         first_attempt=first,
         secret_env=tuple(profile.secret_env),
         labels=dict(job.labels),

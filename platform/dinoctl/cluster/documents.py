@@ -60,18 +60,18 @@ class Documents:
 
     def _current(self, body: Object, snapshot: Snapshot | None) -> ResolvedJob:
         if snapshot is None:
-            return self._resolve(load_object(body), body)
+            return self._resolve(load_object(body))
         if body.get("spec") == snapshot.document:
             return snapshot.job
-        new = self._resolve(load_object(body), body)
-        old = self._resolve(load_object({**body, "spec": snapshot.document}), body)
+        new = self._resolve(load_object(body))
+        old = self._resolve(load_object({**body, "spec": snapshot.document}))
         if new.spec_hash != old.spec_hash or old.spec_hash == snapshot.job.spec_hash:
             return new
         # The user changed nothing that decides the result, but this dinoctl resolves the document to another one.
         free = {name: getattr(new.spec, name) for name in _FREE}
         return replace(snapshot.job, spec=snapshot.job.spec.model_copy(update=free))
 
-    def _resolve(self, loaded: LoadedJob, body: Object) -> ResolvedJob:
+    def _resolve(self, loaded: LoadedJob) -> ResolvedJob:
         family = self._family(loaded)
         cycle = find_cycle({name: parents(one) for name, one in family.items()})
         if cycle and loaded.name in cycle:
@@ -96,7 +96,7 @@ class Documents:
         if snapshot is not None:
             return snapshot.job
         try:
-            return self._resolve(load_object(body), body)
+            return self._resolve(load_object(body))
         except SpecError:
             return None
 

@@ -1,7 +1,7 @@
 """A job's parents as it sees them, and who has to look when a job changes."""
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from dinoctl.cluster.documents import parents_of
 from dinoctl.cluster.objects import Key, condition, deleting
@@ -69,8 +69,3 @@ class Kin:
         """Names of the jobs that refer to this one."""
         with self._lock:
             return sorted(self._children.get(key, ()))
-
-    def parents(self) -> Mapping[Key, tuple[str, ...]]:
-        """All that is known."""
-        with self._lock:
-            return dict(self._parents)

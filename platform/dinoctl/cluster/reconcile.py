@@ -5,7 +5,6 @@ nothing is done on the word of an object that is not the newest: whoever comes s
 process may be killed after any request, two of them may work at once, and caches may lag.
 """
 
-import logging
 import threading
 import time
 from collections import OrderedDict
@@ -17,21 +16,21 @@ from dinoctl.cluster.act import Hands
 from dinoctl.cluster.documents import Documents
 from dinoctl.cluster.errors import NotFound
 from dinoctl.cluster.events import Events, Happening
+from dinoctl.cluster.failures import ended
 from dinoctl.cluster.family import Kin
 from dinoctl.cluster.objects import Key, annotations_of, deleting, uid_of
 from dinoctl.cluster.observe import Eyes
 from dinoctl.cluster.protocol import Api, Object
 from dinoctl.cluster.record import Record, read_record
+from dinoctl.cluster.reports import Reports
 from dinoctl.cluster.resources import CONFIGMAPS
 from dinoctl.cluster.round import Round, Tools
 from dinoctl.cluster.snapshot import Snapshot, read_snapshot
 from dinoctl.cluster.tracking_child import Tracking
 from dinoctl.cluster.view import View
-from dinoctl.lifecycle import state_of
 from dinoctl.spec import names
 from dinoctl.spec.profile import OperatorConfig
 
-_log = logging.getLogger("dinoctl.operator")
 _SNAPSHOTS = 512
 
 
@@ -40,9 +39,6 @@ class Counters(Protocol):
 
     def attempt_ended(self, cause: str) -> None:
         """An attempt has ended, and why."""
-
-    def state(self, key: tuple[str, str], word: str | None) -> None:
-        """What a job is doing; None when it is gone."""
 
 
 class Reconciler:
@@ -62,7 +58,15 @@ class Reconciler:
         self._kin, self._snapshots = Kin(), _Snapshots(api)
         eyes = Eyes(api, view)
         self._tools = Tools(
-            api, view, config, eyes, Hands(api, view, eyes.bounded), Events(api), tracking, self._documents
+            api,
+            view,
+            config,
+            eyes,
+            Hands(api, view, eyes.bounded),
+            Events(api),
+            Reports(api, view),
+            tracking,
+            self._documents,
         )
 
     def lead(self) -> None:
@@ -73,6 +77,7 @@ class Reconciler:
     def close(self) -> None:
         """The process ends."""
         self._tools.eyes.close()
+        self._tools.reports.close()
 
     def children(self, namespace: str, job: str) -> Iterable[str]:
         """Jobs that have to look when this one changes."""
@@ -84,10 +89,9 @@ class Reconciler:
         Raises:
             ApiError: a request failed: the same again later.
         """
-        where, body = Key(*key), self._view.jobs.get(*key)
-        self._kin.learn(where, body)
+        body = self._view.jobs.get(*key)
+        self._kin.learn(Key(*key), body)
         if body is None:
-            self._count(where, None, None)
             return None
         now = self._clock()
         try:
@@ -105,14 +109,14 @@ class Reconciler:
         elif _done(body, record):
             finalizer.take(self._api, self._view, body)
             return None
-        return self._round(where, body, record, now)
+        return self._round(body, record, now)
 
-    def _round(self, where: Key, body: Object, record: Record, now: float) -> float | None:
+    def _round(self, body: Object, record: Record, now: float) -> float | None:
         work = Round(self._tools, body, record, now)
         try:
             return work.run()
         finally:
-            self._count(where, record, work.record)
+            self._count(record, work.record)
 
     def _may_go(self, body: Object, record: Record, now: float) -> bool:
         if finalizer.abandoned(body) or finalizer.idle(record):
@@ -123,13 +127,9 @@ class Reconciler:
         self._tools.events.say(body, Happening("FinalizeTimeout", text, warning=True), now)
         return True
 
-    def _count(self, key: Key, before: Record | None, after: Record | None) -> None:
-        if self._metrics is None:
-            return
-        self._metrics.state(key, None if after is None else state_of(after.status))
-        known = {a.number for a in before.status.attempts if not a.live} if before and before.status else set()
-        for attempt in after.status.attempts if after and after.status else ():
-            if not attempt.live and attempt.number not in known and attempt.cause:
+    def _count(self, before: Record, after: Record) -> None:
+        if self._metrics is not None:
+            for attempt in ended(before, after):
                 self._metrics.attempt_ended(str(attempt.cause))
 
     def _documents(self, namespace: str) -> Documents:

@@ -15,18 +15,33 @@ from dinoctl.cluster.objects import condition, deleting, uid_of
 from dinoctl.cluster.observe import Eyes, Look
 from dinoctl.cluster.protocol import Api, Object
 from dinoctl.cluster.record import Preempted, Record
+from dinoctl.cluster.reports import Reports
 from dinoctl.cluster.resources import DINOJOBS
 from dinoctl.cluster.status import Picture, Trouble, merge_patch, status_of
 from dinoctl.cluster.timing import next_look, only_progress
 from dinoctl.cluster.tracking_child import Tracking, TrackingProblem
 from dinoctl.cluster.view import View
-from dinoctl.cluster.wishes import DocumentsOf, Wishes, job_of, read_wishes
+from dinoctl.cluster.wishes import DocumentsOf, job_of, read_wishes
 from dinoctl.data.errors import DataError
 from dinoctl.data.storage import open_storage
 from dinoctl.handover.judgement import Champions
 from dinoctl.handover.runs import RunKey, life_key, life_name, run_key
-from dinoctl.lifecycle import Action, Decision, Finalize, Job, ParentView, Promote, Promotion, StartAttempt, Status
-from dinoctl.lifecycle import ConditionType, StopAttempt, Wait, decide, restart
+from dinoctl.lifecycle import (
+    Action,
+    ConditionType,
+    Decision,
+    Finalize,
+    Job,
+    ParentView,
+    Promote,
+    Promotion,
+    StartAttempt,
+    Status,
+    StopAttempt,
+    Wait,
+    decide,
+    restart,
+)
 from dinoctl.results import read_results
 from dinoctl.spec.profile import OperatorConfig
 from dinoctl.spec.resolve import ResolvedJob
@@ -46,6 +61,7 @@ class Tools:
     eyes: Eyes
     hands: Hands
     events: Events
+    reports: Reports
     tracking: Callable[[str], Tracking]
     documents: DocumentsOf
 
@@ -94,6 +110,7 @@ class Round:
             self._tools.hands.stop(self._body, after, after.preempted.attempt, force=False)
         if ended(before, after):
             self._tools.hands.tidy(self._body, after, self._tools.config.keep_attempts)
+        self._tools.reports.want(self._body, self.record, self._look.pods)
         return min([*waits, next_look(job, self.record.status, self._look, self._now, self._tools.config.resync)])
 
     # -- what is remembered -------------------------------------------------------------------------------------
