@@ -1,5 +1,6 @@
 """What caches keep of objects: what is decided by, and nothing else. All may be applied twice."""
 
+from dinoctl.cluster.edited import edited
 from dinoctl.cluster.protocol import Object
 
 _META = (
@@ -29,7 +30,8 @@ def job(body: Object) -> Object:
 def ray_job(body: Object) -> Object:
     """Whether a RayJob is suspended, and how it is."""
     status = {key: value for key, value in (body.get("status") or {}).items() if key != "rayClusterStatus"}
-    return _metadata(body) | {"spec": _some(body.get("spec") or {}, "suspend"), "status": status}
+    spec = _some(body.get("spec") or {}, "suspend")
+    return _metadata(body) | {"spec": spec, "status": status, "edited": edited(body)}
 
 
 def workload(body: Object) -> Object:
