@@ -68,7 +68,9 @@ def _monitoring() -> Schema:
         "attemptsPerHour": _number("Of one job.", minimum=1),
     }
     return _fields(
-        serviceMonitor=_fields(enabled=_flag("Make it."), interval=_text("As 30s.", pattern=r"^\d+(ms|s|m)$"), labels=_map()),
+        serviceMonitor=_fields(
+            enabled=_flag("Make it."), interval=_text("As 30s.", pattern=r"^\d+(ms|s|m)$"), labels=_map()
+        ),
         rules=_fields(enabled=_flag("Make the PrometheusRule."), labels=_map(), **rules),
         dashboard=_fields(enabled=_flag("Make the ConfigMap for Grafana."), labels=_map()),
     )
