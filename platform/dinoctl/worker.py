@@ -16,8 +16,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from dinoctl.handover.attempt import Attempt
+from dinoctl.handover.attempts import AttemptStore
 from dinoctl.handover.claim import claim
-from dinoctl.handover.outcome import Outcome, classify, read_rank_errors
+from dinoctl.handover.outcome import Outcome, classify
 from dinoctl.stages import STAGES
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0  # this attempt was started twice; the other process has it
     _stop_on_signals(attempt)
     outcome = _run(attempt, options.job)
-    outcome.write(attempt.scratch)
+    AttemptStore.of(attempt).write_outcome(outcome)
     return 0 if outcome.phase != "failed" else 1
 
 
@@ -59,7 +60,7 @@ def _run(attempt: Attempt, path: Path) -> Outcome:
         return _alone(attempt)
     except BaseException as error:
         traceback.print_exc()
-        return read_rank_errors(attempt) or classify(attempt.number, error)
+        return AttemptStore.of(attempt).rank_error() or classify(attempt.number, error)
 
 
 def _alone(attempt: Attempt) -> Outcome:
@@ -100,8 +101,9 @@ def _in_group(attempt: Attempt, path: Path) -> Outcome:
         ).fit()
     finally:
         ray.shutdown()
-    outcome = Outcome.read_result(attempt.scratch)
-    return outcome or Outcome(attempt.number, "failed", "Infrastructure", "the workers ended without a result")
+    return AttemptStore.of(attempt).result() or Outcome(
+        attempt.number, "failed", "Infrastructure", "the workers ended without a result"
+    )
 
 
 def _trainer_class() -> Any:
@@ -128,7 +130,6 @@ def rank_main(config: Mapping[str, Any]) -> None:
     import torch
     from ray import train
 
-    from dinoctl.handover.outcome import write_rank_error
     from dinoctl.handover.progress import ProgressFile
     from dinoctl.ray_workers import preemption_notice
     from dinoctl.training.context import ProcessContext
@@ -142,9 +143,9 @@ def rank_main(config: Mapping[str, Any]) -> None:
         context = ProcessContext(device, attempt.stop_file, warned=preemption_notice, sink=sink)
         result = STAGES[attempt.spec.kind].load()(attempt, context)
         if rank == 0:
-            _told(attempt, context, result).write_result(attempt.scratch)
+            AttemptStore.of(attempt).write_result(_told(attempt, context, result))
     except BaseException as error:
-        write_rank_error(attempt, rank, error)
+        AttemptStore.of(attempt).write_rank_error(rank, error, os.environ.get("DINOCTL_NODE", ""))
         raise
 
 

@@ -1,7 +1,8 @@
 """One attempt of one job, as a stage sees it. This is the file that ``python -m dinoctl.worker --job FILE`` reads."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,53 @@ ATTEMPT_FORMAT = "dinoctl.attempt/v1"
 
 
 @dataclass(frozen=True)
+class Cluster:
+    """Where an attempt runs on Kubernetes: job object (its name is the attempt's), and whom its workers tell.
+
+    ``progress`` names the ConfigMap that they report to, ``run_life`` is the key of the job's MLflow run
+    (``handover.runs``), ``first_attempt`` the first one of this life. ``secret_env`` names variables whose values must
+    not come into logs; ``labels`` are the job's, for its run.
+    """
+
+    namespace: str
+    uid: str
+    progress: str
+    run_life: str
+    first_attempt: int = 1
+    secret_env: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in an attempt's file."""
+        return {
+            "namespace": self.namespace,
+            "uid": self.uid,
+            "progress": self.progress,
+            "runLife": self.run_life,
+            "firstAttempt": self.first_attempt,
+            "secretEnv": list(self.secret_env),
+            "labels": dict(self.labels),
+        }
+
+    @staticmethod
+    def from_dict(fields: Mapping[str, Any]) -> "Cluster":
+        """Reverse of ``to_dict``."""
+        return Cluster(
+            namespace=fields["namespace"],
+            uid=fields["uid"],
+            progress=fields["progress"],
+            run_life=fields["runLife"],
+            first_attempt=fields.get("firstAttempt", 1),
+            secret_env=tuple(fields.get("secretEnv", ())),
+            labels=dict(fields.get("labels", {})),
+        )
+
+
+@dataclass(frozen=True)
 class Attempt:
     """``spec`` is resolved, its parents pinned to URIs. ``scratch`` is a local directory of this attempt alone
-    (logs, progress, stop file); ``spool`` the job's local metric spool; ``storage`` where outputs go.
+    (logs, progress, stop file); ``spool`` the job's local metric spool; ``storage`` where outputs go. With ``cluster``
+    each machine has a scratch and a spool of its own, and the driver shares nothing but the storage with its ranks.
     """
 
     name: str
@@ -28,6 +73,7 @@ class Attempt:
     spool: Path
     tracking_uri: str | None = None
     run_id: str = ""
+    cluster: Cluster | None = None
 
     @property
     def storage(self) -> Storage:
@@ -39,8 +85,8 @@ class Attempt:
         """When this exists, training commits a checkpoint and stops."""
         return self.scratch / "stop"
 
-    def write(self, path: Path) -> None:
-        """As JSON; a reader sees all of it or nothing."""
+    def to_json(self) -> str:
+        """The file's text."""
         fields = {
             "format": ATTEMPT_FORMAT,
             "name": self.name,
@@ -53,7 +99,13 @@ class Attempt:
             "trackingUri": self.tracking_uri,
             "runId": self.run_id,
         }
-        write_whole(path, json.dumps(fields, indent=1))
+        if self.cluster is not None:
+            fields["cluster"] = self.cluster.to_dict()
+        return json.dumps(fields, indent=1)
+
+    def write(self, path: Path) -> None:
+        """As JSON; a reader sees all of it or nothing."""
+        write_whole(path, self.to_json())
 
     @staticmethod
     def read(path: Path) -> "Attempt":
@@ -78,4 +130,5 @@ class Attempt:
             spool=Path(fields["spool"]),
             tracking_uri=fields["trackingUri"],
             run_id=fields["runId"],
+            cluster=Cluster.from_dict(fields["cluster"]) if fields.get("cluster") else None,
         )

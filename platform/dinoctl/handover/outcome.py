@@ -4,15 +4,13 @@ import errno
 import json
 import re
 import traceback
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from dinoctl.handover.attempt import Attempt
-from dinoctl.handover.files import write_whole
 from dinoctl.handover.ledger import FencedError
 from dinoctl.spec.errors import EnvironmentProblem, UserError
 
-_OUTCOME, _RESULT = "outcome.json", "result.json"
 # What torch.distributed says when another rank is gone (gloo in plain RuntimeErrors; torch isn't imported here).
 _PEER = re.compile(
     r"Connection (closed|reset) by peer|Connection refused|Broken pipe|^(RuntimeError: )?\[(?!enforce).*gloo|^Dist\w+:"
@@ -23,7 +21,7 @@ _PEER = re.compile(
 class Outcome:
     """``phase``: succeeded, stopped or failed. ``cause`` of a failure: Spec, Application, Infrastructure or Stopped;
     of a stop: Preempted, or nothing where it was asked for. ``environment`` marks a failure that a retry alone will
-    hardly mend (full disk, no credentials).
+    hardly mend (full disk, no credentials). ``node``: of a rank that failed on a cluster.
     """
 
     attempt: int
@@ -32,38 +30,33 @@ class Outcome:
     message: str = ""
     step: int = 0
     environment: bool = False
+    node: str = ""
 
-    def write(self, scratch: Path) -> None:
-        """``outcome.json``; a reader sees all of it or nothing."""
-        self._write(scratch / _OUTCOME)
+    def to_json(self) -> str:
+        """As it is stored."""
+        return json.dumps(asdict(self))
 
-    def write_result(self, scratch: Path) -> None:
-        """Rank 0's word to the driver."""
-        self._write(scratch / _RESULT)
-
-    def _write(self, path: Path) -> None:
-        write_whole(path, json.dumps(asdict(self)))
+    @staticmethod
+    def from_json(text: str | bytes) -> "Outcome":
+        """Reverse of ``to_json``. What a newer worker adds is passed over."""
+        known = Outcome.__dataclass_fields__
+        return Outcome(**{name: value for name, value in json.loads(text).items() if name in known})
 
     @staticmethod
     def read(scratch: Path) -> "Outcome | None":
         """None when the attempt left none: it runs, or was killed."""
-        return _read(scratch / _OUTCOME)
-
-    @staticmethod
-    def read_result(scratch: Path) -> "Outcome | None":
-        """See ``write_result``."""
-        return _read(scratch / _RESULT)
+        try:
+            return Outcome.from_json((scratch / "outcome.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
 
 
-def _read(path: Path) -> Outcome | None:
-    try:
-        return Outcome(**json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
+def classify(attempt: int, error: BaseException, node: str = "") -> Outcome:
+    """Whose fault an exception is: the user's, the surroundings', a newer attempt's, or a bug's. ``node``: where."""
+    return replace(_classify(attempt, error), node=node)
 
 
-def classify(attempt: int, error: BaseException) -> Outcome:
-    """Whose fault an exception is: the user's, the surroundings', a newer attempt's, or a bug's."""
+def _classify(attempt: int, error: BaseException) -> Outcome:
     text = str(error).strip() or type(error).__name__
     if isinstance(error, (FencedError, KeyboardInterrupt, SystemExit)):
         return Outcome(attempt, "failed", "Stopped", text)
@@ -87,22 +80,12 @@ def _lost_peer(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and _PEER.search(f"{type(error).__name__}: {error}") is not None
 
 
-def write_rank_error(attempt: Attempt, rank: int, error: BaseException) -> None:
-    """Leaves a rank's error for the driver, because Ray's wrapping hides its class."""
-    if isinstance(error, (KeyboardInterrupt, SystemExit)):
-        return  # Ray ends the other ranks so when one has failed; it is that one's error that counts
-    outcome = classify(attempt.number, error)
-    outcome._write(attempt.scratch / f"error-rank-{rank:05d}.json")
-
-
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _GRAVITY = ("Stopped", "Spec", "Application", "Infrastructure")
 
 
-def read_rank_errors(attempt: Attempt) -> Outcome | None:
-    """The telling error of all ranks: one rank's mistake makes the others fail with broken connections."""
-    found = [_read(path) for path in sorted(attempt.scratch.glob("error-rank-*.json"))]
-    errors = [outcome for outcome in found if outcome is not None]
+def telling(errors: Iterable[Outcome]) -> Outcome | None:
+    """That of several ranks' errors that the others are echoes of."""
     return min(errors, key=_telling, default=None)
 
 

@@ -2,15 +2,15 @@
 reused, never silently redone), restarts begin a new life.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any
 
 from dinoctl.handover.storages import check_storages
 from dinoctl.lifecycle import AttemptState, Cause, Status, restart
 from dinoctl.local.observe import clock, wanted
 from dinoctl.local.processes import Workers
 from dinoctl.local.state import StateDir, Wishes
+from dinoctl.spec.differences import differences
 from dinoctl.spec.errors import UserError
 from dinoctl.spec.resolve import ResolvedJob
 
@@ -70,7 +70,7 @@ def _refuse_change(state: StateDir, job: ResolvedJob) -> None:
     moved = document["spec"].get("storage") != job.spec.storage
     if status.spec_hash == job.spec_hash and not moved:
         return
-    changes = list(differences(document["spec"], job.to_dict()["spec"]))
+    changes = [str(one) for one in differences(document["spec"], job.to_dict()["spec"], _FREE)]
     inherited = f"one of its parents changed ({', '.join(job.parents)})" if job.parents else "a default has changed"
     shown = "; ".join(changes[:_SHOWN]) or inherited
     more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
@@ -101,26 +101,9 @@ def _ended(status: Status) -> Status:
     return replace(status, attempts=tuple(replace(a, **ends) if a.live else a for a in status.attempts))  # type: ignore[arg-type]
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "spec") -> Iterator[str]:
-    """``spec.pretrain.steps was 600, is 700`` for every leaf that decides the result."""
-    for key in sorted({*old, *new}):
-        where = f"{path}.{key}"
-        if where in _FREE:
-            continue
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            yield from differences(before, after, where)
-        elif before != after:
-            yield f"{where} was {_show(before)}, is {_show(after)}"
-
-
 # What may change between runs without changing the result (see spec.resolve.spec_hash).
 _FREE = {
     *("spec.policy", "spec.suspend", "spec.profile"),
     *(f"spec.compute.{name}" for name in ("workers", "gpusPerWorker", "cpusPerWorker", "threadsPerWorker")),
     *("spec.compute.loaderWorkers", "spec.compute.engine"),
 }
-
-
-def _show(value: Any) -> str:
-    return "not set" if value is None else str(value)

@@ -18,6 +18,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, Self
 
+from dinoctl.handover.runs import life_name
 from dinoctl.lifecycle import Status
 from dinoctl.lifecycle.codec import decode, encode
 from dinoctl.spec.errors import UserError
@@ -89,7 +90,7 @@ class JobState:
 
     def life(self, status: Status | None) -> str:
         """Name of the job's present life; a restart begins a new one and leaves the old one's files alone."""
-        return f"run-{status.first_attempt if status else 1:04d}"
+        return life_name(status.first_attempt if status else 1)
 
     def storage_uri(self, status: Status | None) -> str:
         """Where the present life's outputs are."""

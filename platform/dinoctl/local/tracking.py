@@ -5,22 +5,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from dinoctl.data.storage import open_storage
-from dinoctl.handover.ledger import CHECKPOINTS, Ledger
-from dinoctl.handover.output import read_evidence, read_output
+from dinoctl.handover import promotion
+from dinoctl.handover.judgement import Champions
 from dinoctl.lifecycle import Status
-from dinoctl.local.observe import Champions, judge, judge_one, students
 from dinoctl.local.state import JobState, StateDir, write_atomic
 from dinoctl.spec.errors import EnvironmentProblem, redacted
-from dinoctl.spec.policy import Promote
 from dinoctl.spec.resolve import ResolvedJob, decisive
-from dinoctl.tracking.gate import Champion, Evidence
-from dinoctl.tracking.tags import CHECKPOINT_STEP
-
-if TYPE_CHECKING:
-    from dinoctl.tracking.registry import Registered
+from dinoctl.tracking.gate import Champion
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,11 +42,6 @@ def _guarded(method: Method[P, R]) -> Method[P, R]:
             return method(self, *arguments, **named)
 
     return call
-
-
-def registered_name(promote: Promote, student: str) -> str:
-    """Of the model, or of one of several students."""
-    return f"{promote.model}-{student}" if student else promote.model
 
 
 class Tracking:
@@ -94,90 +83,24 @@ class Tracking:
 
     @_guarded
     def champions(self, job: ResolvedJob) -> dict[str, Champion | None]:
-        """The present champion of every student (of a job with one model under the empty name), if the gate compares
-        with it.
-        """
-        from dinoctl.tracking.registry import champion
-
-        gate = job.spec.gate
-        if gate is None or gate.promote is None or gate.champion_margin is None:
-            return {}
-        names = students(job) or ("",)
-        return {name: champion(self._uri, registered_name(gate.promote, name), gate.promote.alias) for name in names}
+        """See ``handover.promotion``."""
+        return promotion.champions(self._uri, job)
 
     @_guarded
     def promote(self, job: ResolvedJob, state: JobState, status: Status, champions: Champions) -> None:
-        """Registers every export and moves its alias; then leaves the mark that the lifecycle looks for.
-
-        Done again after a crash it ends in the same place, also where some of several students were registered before.
-        """
+        """Registers the exports, then leaves the mark that the lifecycle looks for."""
         storage = open_storage(state.storage_uri(status))
-        proof, output, gate = read_evidence(storage), read_output(storage), job.spec.gate
-        decision = None if proof is None else judge(job, proof, champions)
-        if proof is None or output is None or decision is None or gate is None or gate.promote is None:
-            return
-        if not decision.passed:
-            raise ValueError("not registered, the gate refused: " + "; ".join(decision.reasons))
-        run_id = self._run(job, state, status)
-        ledger = Ledger(storage.child(CHECKPOINTS))
-        done = []
-        for name in students(job) or ("",):
-            # Before anybody can refer to it.
-            pinned = ledger.pin(output.step, f"models:/{registered_name(gate.promote, name)}")
-            step, export = output.step if pinned else None, storage.child("export").uri
-            done.append(self._register(job, gate.promote, name, proof, champions, export, run_id, step))
-        mark = {
-            "model": ", ".join(one.model for one in done),
-            "version": ", ".join(one.version for one in done),
-            "alias": gate.promote.alias,
-            "spec_hash": job.spec_hash,
-            "attempt": output.attempt,
-        }
-        self._mark(state, status, "promotion.json", mark)
-
-    def _register(
-        self,
-        job: ResolvedJob,
-        promote: Promote,
-        student: str,
-        proof: Evidence,
-        champions: Champions,
-        export: str,
-        run_id: str,
-        step: int | None,
-    ) -> "Registered":
-        from dinoctl.tracking.registry import register
-
-        decision = judge_one(job, proof, student, champions)
-        assert decision is not None  # noqa: S101 - a job that promotes has a gate
-        tags = {"dinoctl.job": job.name} | ({"dinoctl.student": student} if student else {})
-        if step is not None:
-            tags[CHECKPOINT_STEP] = str(step)
-        return register(
-            self._uri,
-            model=registered_name(promote, student),
-            alias=promote.alias,
-            source_uri=f"{export}/{student}" if student else export,
-            run_id=run_id,
-            evidence=decision.evidence,
-            decision=decision,
-            tags=tags,
-        )
+        mark = promotion.promote(self._uri, job, storage, self._run(job, state, status), champions)
+        if mark is not None:
+            self._mark(state, status, "promotion.json", mark)
 
     @_guarded
     def finalize(self, job: ResolvedJob, state: JobState, status: Status, *, complete: bool) -> None:
         """Ships the rest and closes the run."""
-        from dinoctl.tracking.mlflow_runs import close_run, log_dataset, set_tags
-
         run_id = self._run(job, state, status)
         self._ship(job.name, state.spool(status), run_id)
         self.pause(job.name)
-        output = read_output(open_storage(state.storage_uri(status)))
-        if output is not None and "dataset_hash" in output.summary:
-            dataset = str(output.summary["dataset_hash"])
-            set_tags(self._uri, run_id, {"dinoctl.dataset_hash": dataset})
-            log_dataset(self._uri, run_id, job.name, dataset, state.storage_uri(status))
-        close_run(self._uri, run_id, "FINISHED" if complete else "FAILED")
+        promotion.close(self._uri, job, open_storage(state.storage_uri(status)), run_id, complete=complete)
         self._mark(state, status, "finalized", {"complete": complete})
 
     def close(self, statuses: Mapping[str, Status | None]) -> None:

@@ -43,7 +43,7 @@ def check_references(jobs: Sequence["LoadedJob"], problems: list[Problem], *, co
             text = f"a job named {job.name!r} is already defined at {other.file}:{line}; rename one of them"
             problems.append(job.doc.problem(("metadata", "name"), text))
         by_name.setdefault(job.name, job)
-    for job in jobs:
+    for job in (one for one in jobs if not one.elsewhere):
         for path, reference in job_refs(job.job):
             message = _judge((*path, "job"), reference.job, by_name, complete)
             if message:

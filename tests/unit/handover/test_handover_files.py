@@ -16,7 +16,7 @@ import pytest
 
 from dinoctl.data.errors import StorageError
 from dinoctl.data.local import LocalStorage
-from dinoctl.handover.attempt import Attempt
+from dinoctl.handover.attempt import Attempt, Cluster
 from dinoctl.handover.claim import Claim, claim, read_claim
 from dinoctl.handover.output import Output, read_evidence, read_output, write_output
 from dinoctl.handover.progress import Progress, ProgressFile, read_progress
@@ -39,16 +39,22 @@ def attempt(root: Path, **changes: Any) -> Attempt:
     return replace(made, **changes)
 
 
+CLUSTER = Cluster("vision", "1f-2e", "train-progress", "abc/1f-2e/run-0002", 2, ("HF_TOKEN",), {"team": "vision"})
+
+
 @pytest.mark.parametrize(
-    "tracking", [{}, {"tracking_uri": "http://here:5000", "run_id": "r1"}], ids=["alone", "tracked"]
+    "more",
+    [{}, {"tracking_uri": "http://here:5000", "run_id": "r1"}, {"cluster": CLUSTER}],
+    ids=["alone", "tracked", "cluster"],
 )
-def test_attempt_round_trip(tmp_path: Path, tracking: dict[str, Any]) -> None:
-    written = attempt(tmp_path, **tracking)
+def test_attempt_round_trip(tmp_path: Path, more: dict[str, Any]) -> None:
+    written = attempt(tmp_path, **more)
     path = tmp_path / "attempt.json"
     written.write(path)
     assert Attempt.read(path) == written
     assert [file.name for file in tmp_path.iterdir()] == ["attempt.json"]
     assert json.loads(path.read_text())["format"] == "dinoctl.attempt/v1"
+    assert ("cluster" in json.loads(path.read_text())) == ("cluster" in more), "an older file has none"
     assert written.storage.uri == str(tmp_path / "out")
     assert written.stop_file == tmp_path / "stop"
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
 
 import pytest
 import torch
-from test_handover_files import attempt
 
 from dinoctl.data.errors import DataError, NotFoundError, StorageError
 from dinoctl.handover.ledger import FencedError
-from dinoctl.handover.outcome import Outcome, classify, read_rank_errors, write_rank_error
+from dinoctl.handover.outcome import Outcome, classify, telling
 from dinoctl.spec.errors import EnvironmentProblem, UserError
 from dinoctl.training.ledger import CorruptCheckpointError
 from dinoctl.training.loop import DivergedError
@@ -75,22 +74,18 @@ def test_a_bug_is_told_with_its_place() -> None:
     assert outcome.message.endswith(f" (test_handover_outcome.py:{line})")
 
 
-def test_round_trip(tmp_path: Path) -> None:
-    assert Outcome.read(tmp_path) is None
-    assert Outcome.read_result(tmp_path) is None
-    done = Outcome(1, "succeeded", step=60)
-    failed = Outcome(1, "failed", "Infrastructure", "disk full", 3, True)
-    done.write_result(tmp_path)
-    failed.write(tmp_path)
-    assert (Outcome.read(tmp_path), Outcome.read_result(tmp_path)) == (failed, done)
-    assert {path.name for path in tmp_path.iterdir()} == {"outcome.json", "result.json"}
+def test_round_trip() -> None:
+    failed = Outcome(1, "failed", "Infrastructure", "disk full", 3, True, "node-7")
+    assert Outcome.from_json(failed.to_json()) == failed
+    newer = json.dumps({**json.loads(failed.to_json()), "added": "by a newer worker"})
+    assert Outcome.from_json(newer) == failed
 
 
 ECHO = RuntimeError(GLOO)
 
 
 @pytest.mark.parametrize(
-    ("errors", "telling"),
+    ("errors", "telling_one"),
     [
         ([ECHO, UserError("bad value"), ECHO], 1),
         ([ECHO, ValueError("a bug")], 1),
@@ -103,9 +98,7 @@ ECHO = RuntimeError(GLOO)
         ([ECHO, RuntimeError(GLOO + " later")], 0),
     ],
 )
-def test_the_telling_error_of_all_ranks(tmp_path: Path, errors: list[BaseException], telling: int) -> None:
-    own = attempt(tmp_path)
-    assert read_rank_errors(own) is None
-    for rank, error in enumerate(errors):
-        write_rank_error(own, rank, error)
-    assert read_rank_errors(own) == classify(own.number, errors[telling])
+def test_the_telling_error_of_all_ranks(errors: list[BaseException], telling_one: int) -> None:
+    outcomes = [classify(4, error, f"node-{rank}") for rank, error in enumerate(errors)]
+    assert telling(outcomes) == outcomes[telling_one]
+    assert telling([]) is None

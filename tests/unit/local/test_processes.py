@@ -74,7 +74,7 @@ def test_forced_stop_kills_the_whole_family_and_charges_nobody(tmp_path: Path) -
     ],
 )
 def test_the_last_word_counts(tmp_path: Path, outcome: Outcome, phase: Phase, cause: Cause | None) -> None:
-    outcome.write(tmp_path)
+    (tmp_path / "outcome.json").write_text(outcome.to_json())
     seen = Workers().look(1, tmp_path, 5.0)
     assert (seen.phase, seen.cause) == (phase, cause)
 
