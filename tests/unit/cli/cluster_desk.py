@@ -1,6 +1,5 @@
 """The command line against an API server in memory, as it is run from a shell."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,22 +7,9 @@ from typing import Any
 
 import pytest
 
-from dinoctl.cli.main import main
 from dinoctl.cluster.resources import DINOJOBS, Resource
+from support.commands import Said, typed
 from support.kube.memory import MemoryApi, MemoryServer
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[str]:
-        return self.out.splitlines()
 
 
 @dataclass
@@ -57,22 +43,9 @@ class Desk:
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Desk:
     monkeypatch.chdir(tmp_path)
-    for name in ("DINOCTL_TARGET", "DINOCTL_STATE_DIR", "KUBECONFIG", "KUBERNETES_SERVICE_HOST"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("KUBECONFIG", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("COLUMNS", "160")
-
-    def run(*arguments: str) -> Said:
-        monkeypatch.setattr(sys, "argv", ["dinoctl", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as error:
-            code = int(error.code or 0)
-        found = capsys.readouterr()
-        return Said(code, found.out, found.err)
-
-    desk = Desk(tmp_path, run)
+    desk = Desk(tmp_path, typed(monkeypatch, capsys))
 
     def connect(context: Any = None, kubeconfig: Any = None, **_: Any) -> MemoryApi:
         desk.connected.append((context, kubeconfig))
