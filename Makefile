@@ -7,7 +7,7 @@ export DS_BUILD_OPS = 0
 
 BENCH := .venv-benchmark
 
-.PHONY: benchmark benchmark-pipeline benchmark-streaming demo test check unit local kube cluster cluster-shell kube-tools environment lock schema reference clean
+.PHONY: benchmark benchmark-pipeline benchmark-streaming demo test check unit local kube cluster cluster-shell kube-tools environment golden lock schema reference clean
 
 demo: environment
 	$(BIN)/dinoctl run jobs/digits.yaml
@@ -68,6 +68,10 @@ lock:
 schema: environment
 	$(BIN)/dinoctl schema > jobs/dinojob.schema.json
 	$(BIN)/dinoctl schema --crd > manifests/crd.yaml
+
+# What the operator would make of jobs/, for tests to compare with.
+golden: environment
+	PYTHONPATH=platform:tests $(BIN)/python -m support.rendering
 
 reference: environment
 	$(BIN)/python -m dinoctl.spec.reference > docs/reference.md

@@ -31,10 +31,11 @@ Begun = Callable[[Object], Snapshot | None]
 
 @dataclass(frozen=True)
 class Reading:
-    """A job that can be run, or a problem; with a problem, ``job`` is what had been begun before it came."""
+    """A job as it is to run now, or a problem; and what its present life began with, if that is known."""
 
     job: ResolvedJob | None
     problem: str = ""
+    begun: ResolvedJob | None = None
 
 
 class Documents:
@@ -46,35 +47,38 @@ class Documents:
     def read(self, body: Object) -> Reading:
         """The job as it is to run now."""
         snapshot = self._begun(body)
+        begun = snapshot.job if snapshot else None
         try:
-            return Reading(self._current(body, snapshot))
+            return Reading(self._current(body, snapshot), begun=begun)
         except SpecError as error:
             problem = "; ".join(_told(one) for one in error.problems[:_SHOWN])
             more = len(error.problems) - _SHOWN
             text = problem + (f" and {more} more" if more > 0 else "")
         except (RecursionError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
             text = f"this document can't be read ({type(error).__name__}: {error}); write it again"
-        return Reading(snapshot.job if snapshot else None, text)
+        return Reading(None, text, begun)
 
     def _current(self, body: Object, snapshot: Snapshot | None) -> ResolvedJob:
         if snapshot is None:
-            return self._resolve(load_object(body), body)
+            return self._resolve(load_object(body))
         if body.get("spec") == snapshot.document:
             return snapshot.job
-        new = self._resolve(load_object(body), body)
-        old = self._resolve(load_object({**body, "spec": snapshot.document}), body)
+        new = self._resolve(load_object(body))
+        old = self._resolve(load_object({**body, "spec": snapshot.document}))
         if new.spec_hash != old.spec_hash or old.spec_hash == snapshot.job.spec_hash:
             return new
         # The user changed nothing that decides the result, but this dinoctl resolves the document to another one.
         free = {name: getattr(new.spec, name) for name in _FREE}
         return replace(snapshot.job, spec=snapshot.job.spec.model_copy(update=free))
 
-    def _resolve(self, loaded: LoadedJob, body: Object) -> ResolvedJob:
+    def _resolve(self, loaded: LoadedJob) -> ResolvedJob:
         family = self._family(loaded)
         cycle = find_cycle({name: parents(one) for name, one in family.items()})
         if cycle and loaded.name in cycle:
             loop = " → ".join(_from(cycle, loaded.name))
-            raise SpecError([loaded.doc.problem((), f"jobs wait for each other: {loop}; remove one of these references")])
+            raise SpecError(
+                [loaded.doc.problem((), f"jobs wait for each other: {loop}; remove one of these references")]
+            )
         found: list[Problem] = []
         check_references(list(family.values()), found, complete=False)
         own = [problem for problem in found if problem.file == loaded.doc.file]
@@ -92,7 +96,7 @@ class Documents:
         if snapshot is not None:
             return snapshot.job
         try:
-            return self._resolve(load_object(body), body)
+            return self._resolve(load_object(body))
         except SpecError:
             return None
 

@@ -65,8 +65,12 @@ def _broke(pod: Object) -> bool:
     status: Mapping[str, Any] = pod.get("status") or {}
     if status.get("reason") in _LOST:
         return True
-    lost = any(one.get("type") == "DisruptionTarget" and one.get("status") == "True" and
-               one.get("reason") == "DeletionByTaintManager" for one in status.get("conditions") or ())
+    lost = any(
+        one.get("type") == "DisruptionTarget"
+        and one.get("status") == "True"
+        and one.get("reason") == "DeletionByTaintManager"
+        for one in status.get("conditions") or ()
+    )
     ends = [(one.get("state") or {}).get("terminated") or {} for one in _containers(status)]
     return lost or any(end.get("reason") in ("Error", "OOMKilled", "ContainerStatusUnknown") for end in ends)
 

@@ -1,23 +1,46 @@
 """What the reconciler sees without a request: the caches of the watches, which may lag behind."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
-from dinoctl.cluster.objects import Key
 from dinoctl.cluster.protocol import Object
-from dinoctl.cluster.resources import Resource
+
+
+class Held(Protocol):
+    """Objects of one kind. Those returned are the caller's own."""
+
+    @property
+    def missing(self) -> bool:
+        """The cluster doesn't know the kind: its CRD isn't installed."""
+
+    def get(self, namespace: str, name: str) -> Object | None:
+        """An object; None when it isn't there, or not seen yet."""
+
+    def of(self, namespace: str, name: str) -> list[Object]:
+        """Those of a DinoJob; of Workloads, those of a RayJob."""
+
+    def observe(self, body: Object) -> Any:
+        """The answer to a write of one's own, so that the next look sees it."""
 
 
 class View(Protocol):
-    """The objects returned are shared: who wants to change one copies it first."""
+    """The kinds that are watched."""
 
-    def get(self, resource: Resource, key: Key) -> Object | None:
-        """An object; None when it isn't there, or not seen yet."""
+    @property
+    def jobs(self) -> Held:
+        """DinoJobs."""
 
-    def of_job(self, resource: Resource, key: Key) -> list[Object]:
-        """Those with the label of a job, in its namespace."""
+    @property
+    def rayjobs(self) -> Held:
+        """RayJobs of attempts."""
 
-    def owned(self, resource: Resource, namespace: str, uid: str) -> list[Object]:
-        """Those that ``uid`` owns."""
+    @property
+    def pods(self) -> Held:
+        """Pods of attempts."""
 
-    def children(self, key: Key) -> list[Key]:
-        """DinoJobs whose documents refer to a job."""
+    @property
+    def workloads(self) -> Held:
+        """Kueue's Workloads of RayJobs."""
+
+    @property
+    def progress(self) -> Held:
+        """ConfigMaps that workers report to."""

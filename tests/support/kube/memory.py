@@ -40,7 +40,7 @@ class Call:
 class MemoryWatch:
     def __init__(self, server: MemoryServer, sees: Callable[[Key, Object | None], bool], since: int) -> None:
         self._server, self._sees, self._since = server, sees, since
-        self._drops, self._closed, self._next = server.drops, False, 0
+        self._drops, self._bookmarks, self._closed = server.drops, server.bookmarks, False
 
     def __iter__(self) -> Iterator[Event]:
         return self
@@ -52,17 +52,15 @@ class MemoryWatch:
                 if self._since < server.oldest:
                     raise Gone("watch", "too old resource version", 410, "Expired")
                 for change in server.history:
-                    if change.version > self._since or (change.key is None and change.version == self._since):
-                        event = self._event(change)
-                        if event is not None:
-                            return event
+                    if change.version > self._since and (event := self._event(change)) is not None:
+                        return event
+                if self._bookmarks < server.bookmarks:
+                    self._bookmarks, self._since = server.bookmarks, server.version
+                    return "BOOKMARK", {"metadata": {"resourceVersion": str(server.version)}}
                 server.changed.wait(1.0)
         raise StopIteration
 
     def _event(self, change: Change) -> Event | None:
-        if change.key is None:
-            self._server.history.remove(change)
-            return "BOOKMARK", {"metadata": {"resourceVersion": str(change.version)}}
         self._since = change.version
         before, after = self._sees(change.key, change.old), self._sees(change.key, change.new)
         if not before and not after:
@@ -87,10 +85,18 @@ class MemoryApi:
         self, server: MemoryServer, hook: Callable[[Call], None] | None = None, manager: str = names.MANAGER
     ) -> None:
         self.server, self.hook, self.manager = server, hook, manager
+        self._guard: Callable[[], None] = lambda: None
+
+    def fenced(self, guard: Callable[[], None]) -> "MemoryApi":
+        other = copy.copy(self)
+        other._guard = guard
+        return other
 
     def _do(
         self, verb: str, resource: Resource, namespace: str | None, name: str, work: Callable[[], Any], sub: str = ""
     ) -> Any:
+        if verb in ("create", "apply", "patch", "delete"):
+            self._guard()
         if self.hook is not None:
             self.hook(Call(verb, resource, namespace, name, "before", sub))
         with self.server.changed:
