@@ -1,4 +1,4 @@
-"""What the operator's and a worker's tokens may do, and that it is all: the API server's own list, and real refusals."""
+"""What the operator's and a worker's tokens may do, and that it is all: the API server's list, and real refusals."""
 
 from __future__ import annotations
 
