@@ -164,10 +164,8 @@ def fit(
     if context.rank == 0 and (told := foretell(recipe, data, seat.context.world, seat.students)):
         sys.stderr.write(f"{told}\n")
     ledger = Ledger(attempt.storage.child(folder))
-    start, skipped = _resume(attempt, context, ledger, engine, seat.names, data.hash)
-    result = _run_loop(
-        attempt, context, recipe, engine, learner, ledger, data, start, skipped, patch_size, prefix, seat
-    )
+    head = _resume(attempt, context, ledger, engine, seat.names, data.hash)
+    result = _run_loop(attempt, context, recipe, engine, learner, ledger, data, head, patch_size, prefix, seat)
     if context.rank == 0 and not result.stopped:
         ledger.collect_orphans(attempt.number)  # an older attempt may have gone on writing for a while
     return result
@@ -175,14 +173,16 @@ def fit(
 
 def _resume(
     attempt: Attempt, context: Context, ledger: Ledger, engine: Engine, names: str, data_hash: str
-) -> tuple[int, int]:
-    """Steps done, and how many of them were skipped. Raises UserError where they were done on other data."""
+) -> Commit | None:
+    """The checkpoint that the engine has now; None: nothing is done yet. Raises UserError where it was done on other
+    data.
+    """
     if context.rank == 0:
         ledger.begin(attempt.number)
         ledger.collect_orphans(attempt.number)
     head = agreed_head(attempt, context, ledger)
     if head is None:
-        return 0, 0
+        return None
     if head.data_hash not in ("", data_hash):
         raise UserError(
             f"the {head.step} steps of {attempt.name} so far were done on training data that has since been packed "
@@ -194,7 +194,7 @@ def _resume(
         engine.load(lambda piece: checkpoint.read(_named(piece, names)), head.step - head.skipped)
     finally:
         checkpoint.close()
-    return head.step, head.skipped
+    return head
 
 
 def agreed_head(attempt: Attempt, context: Context, ledger: Ledger) -> Commit | None:
@@ -221,13 +221,13 @@ def _run_loop(
     learner: nn.Module,
     ledger: Ledger,
     data: Data,
-    start: int,
-    skipped: int,
+    head: Commit | None,
     patch_size: int,
     prefix: str,
     seat: Seat,
 ) -> LoopResult:
     policy, spec = attempt.spec.policy.checkpoint, attempt.spec
+    start, skipped = (head.step, head.skipped) if head else (0, 0)
     identity = WriterIdentity(
         attempt.number, context.rank, context.world, attempt.spec_hash, attempt.run_id, spec.seed, versions(), data.hash
     )
@@ -254,6 +254,7 @@ def _run_loop(
         readers=context.world,
     )
     writer = _NamedWriter(ledger, identity, keep=policy.keep, keep_every=policy.keep_every, names=seat.names)
+    writer.head = head
     spool = Spool(attempt.spool, attempt=attempt.number) if context.rank == 0 else None
     try:
         inputs = seat.inputs(inputs_of(recipe, engine.device))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dinoctl.data.errors import StorageError
 from dinoctl.handover.attempt import Attempt
-from dinoctl.handover.ledger import Ledger
+from dinoctl.handover.ledger import HEADS_CHECKPOINTS, Ledger
 from dinoctl.handover.progress import Progress
 from dinoctl.model.initial import initial_tensors
 from dinoctl.spec.fill import compress
@@ -30,7 +30,7 @@ from dinoctl.training.stopping import StopRequest
 from dinoctl.training.warmup import HeadsLearner
 from dinoctl.training.weights import learner_tensors
 
-HEADS_CHECKPOINTS, METRICS = "checkpoints-heads", "heads/"
+METRICS = "heads/"
 _SEED = 0x5EED  # other draws than those of the student's heads
 State = dict[str, dict[str, Tensor]]
 
@@ -82,7 +82,7 @@ def _read(checkpoint: Checkpoint) -> State:
 
 @dataclass
 class _Warming:
-    """The job's surroundings, with progress that says what is trained."""
+    """The job's surroundings, with progress that says what is trained; its checkpoints are not the job's."""
 
     base: Context
 
@@ -94,4 +94,4 @@ class _Warming:
 
     def report(self, progress: Progress) -> None:
         """See Context."""
-        self.base.report(replace(progress, phase="heads"))
+        self.base.report(replace(progress, phase="heads", head=None))

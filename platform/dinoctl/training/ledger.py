@@ -190,6 +190,7 @@ class LedgerWriter:
         self.wait_s = 0.0
         self.upload: Upload | None = None
         self.last: Upload | None = None
+        self.head: Commit | None = None
 
     def prepare(self, slices: list[Slice]) -> None:
         """Allocates what ``save`` will need for such slices, before training begins."""
@@ -207,7 +208,8 @@ class LedgerWriter:
         (``wait_s`` tells how long, ``behind`` is called with it every 10 seconds), and raises what went wrong with it.
         ``skipped`` of the steps took no effect.
 
-        ``upload`` is the checkpoint on its way, ``last`` the last one that was committed.
+        ``upload`` is the checkpoint on its way, ``last`` the last one that was committed; ``head``, on rank 0, its
+        COMMIT, or that of another attempt that was there before.
         """
         began = time.monotonic()
         self.wait(behind)
@@ -270,11 +272,13 @@ class LedgerWriter:
         )
         self._ledger.check_fence(me.attempt)
         if self._ledger.create(commit):
-            return
-        if self._ledger.intact(step, me.spec_hash):
+            self.head = commit
+        elif self._ledger.intact(step, me.spec_hash):
             storage.delete_prefix(prefix)  # an earlier attempt committed this very step: its state is the same one
+            self.head = self._ledger.commit(step)
         else:
             self._ledger.replace(commit)
+            self.head = commit
 
     def _await_commit(self, step: int) -> None:
         """All ranks wait, so that a rank that returns from ``wait`` may rely on the checkpoint."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from dinoctl.data import pack as packing
 from dinoctl.data.local import LocalStorage
 from dinoctl.handover.attempt import Attempt
-from dinoctl.handover.ledger import Ledger
+from dinoctl.handover.ledger import HEADS_CHECKPOINTS, Ledger
 from dinoctl.handover.output import read_output
 from dinoctl.handover.progress import Progress
 from dinoctl.model import VisionTransformer, ViTConfig, load_export
@@ -21,7 +21,6 @@ from dinoctl.spec.errors import UserError
 from dinoctl.spec.load import load
 from dinoctl.spec.resolve import resolve
 from dinoctl.stages import distill
-from dinoctl.stages.warmup import HEADS_CHECKPOINTS
 from dinoctl.training.context import ProcessContext
 from dinoctl.training.ledger import Checkpoint
 from dinoctl.training.loop import LoopResult
