@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dinoctl.data.pack import pack
 from dinoctl.data.storage import open_storage
 from dinoctl.handover.ledger import CHECKPOINTS, Ledger
 from support.faults import Fault, Proxy
@@ -111,6 +112,7 @@ REFUSALS = {
     "server": ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, None, "check the network and AWS_ENDPOINT_URL"),
     "expired": ({}, Fault("expired"), "the credentials have expired"),
     "clock": ({}, Fault("skew"), "this machine's clock is wrong"),
+    "region": ({}, Fault("malformed"), "the bucket is in another region; set AWS_DEFAULT_REGION to it"),
     "read-only": ({}, Fault("denied", method="PUT"), "access denied"),
 }
 
@@ -136,3 +138,63 @@ def test_a_bucket_that_can_not_be_used_is_told_before_anything_starts(
     assert not any(secret in output for secret in (ACCESS, SECRET, "wrong-one"))
     assert not runs.attempts("pack"), "nothing was begun"
     assert not (runs.state / "jobs").exists()
+
+
+READING = """
+apiVersion: dinoctl.io/v1alpha1
+kind: DinoJob
+metadata: {{name: train}}
+spec:
+  compute: {{workers: 2, gpusPerWorker: 0, loaderWorkers: 0, precision: fp32}}
+  pretrain:
+    data: {data}
+    model: {{arch: custom, embedDim: 24, depth: 2, numHeads: 2, patchSize: 4}}
+    steps: 2
+    globalBatch: 4
+    crops: {{global: {{size: 16}}, local: {{count: 2, size: 8}}}}
+"""
+DATA_REFUSALS = {
+    "bucket": (3, "s3://there-is-no-such-bucket/set/: the bucket does not exist; create it or correct the URI"),
+    "secret": (3, "the secret key is wrong; check AWS_SECRET_ACCESS_KEY"),
+    "key": (3, "the access key is unknown there; check AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL"),
+    "none": (3, "no usable credentials"),
+    "region": (3, "the bucket is in another region; set AWS_DEFAULT_REGION to it"),
+    "denied": (3, "access denied; check the credentials' permissions on this bucket"),
+    "dataset": (2, "{bucket}/set: no packed dataset there (dataset.json is missing); pack it first"),
+    "part": (2, "{bucket}/other: no packed dataset there (dataset.json is missing); pack it first"),
+    "changed": (2, "{bucket}/set/dataset.json: was changed after packing"),
+}
+VARIABLES = {
+    "secret": {"AWS_SECRET_ACCESS_KEY": "wrong-one"},
+    "key": {"AWS_ACCESS_KEY_ID": "nobody"},
+    "none": {"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None},
+}
+
+
+@pytest.mark.parametrize("case", DATA_REFUSALS)
+def test_training_data_that_can_not_be_read_is_told_before_anything_starts(
+    s3: str, s3_faults: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: str
+) -> None:
+    """The outputs are on this machine's disk, only the data is in a bucket; no packing job precedes."""
+    if case not in ("bucket", "dataset"):
+        pack("builtin://digits", f"{s3}/set", verify=False)
+    if case == "changed":
+        manifest = open_storage(f"{s3}/set")
+        manifest.write("dataset.json", manifest.read("dataset.json").replace(b'"samples": 1797', b'"samples": 1796'))
+    source = "s3://there-is-no-such-bucket/set" if case == "bucket" else f"{s3}/set"
+    both = f"{{mixture: [{{source: {s3}/set}}, {{source: {s3}/other}}]}}"
+    runs = Runs(tmp_path, READING.format(data=both if case == "part" else f"{{source: {source}}}"))
+    kinds = {"region": [Fault("malformed")], "denied": [Fault("denied")]}
+    s3_faults.faults = kinds.get(case, [])
+    for name, value in VARIABLES.get(case, {}).items():
+        monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
+    wanted, reason = DATA_REFUSALS[case]
+    began = time.monotonic()
+    code, output = runs.run()
+    assert code == wanted, output
+    assert time.monotonic() - began < 40
+    (line,) = output.splitlines()
+    assert line.startswith("error: ")
+    assert reason.format(bucket=s3) in line
+    assert not any(secret in output for secret in (ACCESS, SECRET, "wrong-one"))
+    assert not (runs.state / "jobs").exists(), "nothing was begun"
