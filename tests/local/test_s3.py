@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from dinoctl.data.pack import pack
@@ -30,9 +31,9 @@ kind: DinoJob
 metadata: {{name: train}}
 spec:
   storage: "{storage}"
-  compute: {{workers: 2, gpusPerWorker: 0, loaderWorkers: 0, precision: fp32}}
+  compute: {{workers: 2, gpusPerWorker: 0, loaderWorkers: {loaders}, precision: fp32}}
   pretrain:
-    data: {{source: {{job: pack}}}}
+    data: {{source: {{job: pack}}, reader: {{cache: {cache}}}}}
     model: {{arch: custom, embedDim: 24, depth: 2, numHeads: 2, patchSize: 4, registers: 1, dropPath: 0.2}}
     steps: 24
     globalBatch: 16
@@ -57,9 +58,14 @@ FAULTS = [
 ]
 
 
+def documents(bucket: str, loaders: int = 0, cache: Path | None = None) -> str:
+    where = f"{{path: {cache}, bytes: 1GB}}" if cache else "null"
+    return DOCUMENTS.format(storage=f"{bucket}/jobs", loaders=loaders, cache=where)
+
+
 @pytest.fixture
 def runs(tmp_path: Path, s3: str) -> Iterator[Runs]:
-    made = Runs(tmp_path, DOCUMENTS.format(storage=f"{s3}/jobs"))
+    made = Runs(tmp_path, documents(s3, loaders=1, cache=tmp_path / "cache"))
     yield made
     made.close()
 
@@ -72,6 +78,12 @@ def weights(bucket: str) -> str:
     return hashlib.sha256(b"".join(export.read(key) for key in files)).hexdigest()
 
 
+def readers(runs: Runs) -> list[psutil.Process]:
+    """The loaders' children, which read ahead and fill the cache."""
+    children = runs.worker("train").children(recursive=True)
+    return [child for child in children if "dinoctl.data.children" in " ".join(child.cmdline())]
+
+
 def test_killed_and_resumed_and_through_faults(
     runs: Runs,
     s3: str,
@@ -81,10 +93,12 @@ def test_killed_and_resumed_and_through_faults(
 ) -> None:
     runs.start()
     runs.wait(lambda: runs.step("train") >= 10, "the first attempt to train")
-    runs.worker("train").kill()
+    readers(runs)[0].kill()
     code, output = runs.finish()
     assert code == 0, output + runs.log("train")
     status = runs.status("train")
+    assert "died (killed by SIGKILL)" in status["attempts"][0]["message"]
+    assert list((tmp_path / "cache").rglob("*.tar")), "the cache was of use"
     assert status["attempts"][1]["startStep"] >= 4, "resumed from the bucket"
     assert Ledger(open_storage(f"{s3}/jobs/train/run-0001/{CHECKPOINTS}")).steps() == [12, 20, 24]
     assert not list((runs.state / "jobs").rglob("*.tar")), "the dataset is in the bucket alone"
@@ -92,7 +106,7 @@ def test_killed_and_resumed_and_through_faults(
     assert status["promotion"]["model"] == "on-s3"
 
     other = s3_server.bucket(f"{s3.removeprefix('s3://')}-faults")
-    through = Runs(tmp_path / "through", DOCUMENTS.format(storage=f"{other}/jobs"))
+    through = Runs(tmp_path / "through", documents(other))
     s3_faults.forget()
     s3_faults.faults = FAULTS
     try:
@@ -126,7 +140,7 @@ def test_a_bucket_that_can_not_be_used_is_told_before_anything_starts(
     environment, fault, reason = REFUSALS[case]
     s3_faults.faults = [fault] if fault else []
     if case == "bucket":
-        runs.write(DOCUMENTS.format(storage="s3://there-is-no-such-bucket/jobs"))
+        runs.write(documents("s3://there-is-no-such-bucket"))
     began = time.monotonic()
     code, output = runs.run(env={**os.environ, **environment})
     assert code == 3, output
