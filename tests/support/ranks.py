@@ -16,7 +16,11 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
-_IMPORTED = ["torch", "deepspeed", "boto3", "dinoctl.stages.train"]
+_IMPORTED = [
+    *("boto3", "deepspeed.module_inject", "dinoctl.stages.train"),
+    *("torch._dynamo", "torch._inductor.compile_fx"),  # as the first step of an engine, but for this, would
+    *(f"dinoctl.training.engines.{name}" for name in ("ddp", "fsdp", "zero12", "zero3")),
+]
 
 
 def run_ranks(work: Callable[..., None], world: int, *args: Any, grouped: bool = True) -> None:
