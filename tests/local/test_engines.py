@@ -27,8 +27,9 @@ from dinoctl.training.context import ProcessContext
 from dinoctl.training.engines.base import Engine
 from dinoctl.training.engines.build import build_engine
 from dinoctl.training.groups import apply, parameter_groups, submodule
-from dinoctl.training.learner import Learner, Network, build_network, distillation_learner, pretraining_learner
+from dinoctl.training.learner import Learner, distillation_learner, pretraining_learner
 from dinoctl.training.ledger import Checkpoint, LedgerWriter, WriterIdentity
+from dinoctl.training.networks import Network, build_network
 from dinoctl.training.schedules import RecipeSchedules
 from support.ranks import run_ranks
 

@@ -26,8 +26,9 @@ from dinoctl.training.engines.base import Engine
 from dinoctl.training.engines.build import build_engine
 from dinoctl.training.engines.fill import all_modules
 from dinoctl.training.groups import apply, parameter_groups
-from dinoctl.training.learner import blank_heads, distillation_learner
+from dinoctl.training.learner import distillation_learner
 from dinoctl.training.matching import Bare, FeatureLearner, blank_matched, matched_tensors
+from dinoctl.training.networks import blank_heads
 from dinoctl.training.warmup import HeadsLearner
 from dinoctl.training.weights import Tensors, learner_tensors
 from support.ranks import run_ranks

@@ -25,8 +25,8 @@ from dinoctl.stages.recipe import Recipe
 from dinoctl.stages.resume import agreed_head, check_same_data
 from dinoctl.stages.train import fit, make_engine
 from dinoctl.training.context import Context
-from dinoctl.training.learner import blank_heads
 from dinoctl.training.ledger import Checkpoint
+from dinoctl.training.networks import blank_heads
 from dinoctl.training.stopping import StopRequest
 from dinoctl.training.warmup import HeadsLearner
 from dinoctl.training.weights import learner_tensors

@@ -27,8 +27,8 @@ from dinoctl.spec.resolve import resolve
 from dinoctl.stages import distill
 from dinoctl.tracking.spool import history
 from dinoctl.training.context import ProcessContext
-from dinoctl.training.learner import build_network
 from dinoctl.training.ledger import Checkpoint
+from dinoctl.training.networks import build_network
 from support.ranks import run_ranks
 
 STEPS, BATCH = 5, 12
@@ -283,7 +283,7 @@ def test_unequal_prototypes_are_told_with_numbers(root: Path, tmp_path: Path) ->
     stage = job.spec.distill.model_copy(update={"students": students})
     from dinoctl.stages.models import open_model
     from dinoctl.stages.together import learner_of
-    from dinoctl.training.learner import HeadPair
+    from dinoctl.training.networks import HeadPair
 
     teacher = open_model(stage.teacher, None)
     network = teacher.network()
