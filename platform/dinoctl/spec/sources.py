@@ -62,6 +62,8 @@ class UriRef(Section):
     uri: Uri = Field(description="s3://bucket/prefix, file:///path or a path.")
 
 
+DATASET_FIELDS = ("source", "dataset")
+"""Names of the fields that a `DataSource` stands in."""
 SOURCE_TAGS = ("<uri-text>", "<job>", "<model>", "<uri>")
 
 
