@@ -102,7 +102,7 @@ class Reading(Section):
     """How training data on a bucket is read ahead. Nothing here changes a batch."""
 
     memory: Size = choice(
-        256 * 2**20, "Bytes of images that a worker holds or has asked for; one sample a lane in any case.", ge=1
+        64 * 2**20, "Bytes of images that a worker holds or has asked for; one sample a lane in any case.", ge=1
     )
     requests_per_second: float = choice(
         5500.0, "Requests a second of the whole job, at most. S3 serves 5,500 GETs a second and prefix.", gt=0
