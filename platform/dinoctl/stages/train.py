@@ -11,7 +11,7 @@ from torch import nn
 
 from dinoctl.data.loader import TrainLoader
 from dinoctl.handover.attempt import Attempt
-from dinoctl.handover.ledger import CHECKPOINTS, Ledger
+from dinoctl.handover.ledger import CHECKPOINTS, Commit, Ledger
 from dinoctl.model.native.build import why_not
 from dinoctl.stages.batches import inputs_of, loader_of, one_batch
 from dinoctl.stages.data import Data, foretell, open_data
