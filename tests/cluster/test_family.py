@@ -92,7 +92,8 @@ class Release:
         while not (found := what()):
             self.note()
             failed = [name for name in _JOBS if self.last.get(name, "").startswith("Failed")]
-            assert not failed and time.monotonic() < deadline, f"{why}\n" + "\n".join(self.seen) + self.details()
+            if failed or time.monotonic() > deadline:
+                pytest.fail(f"{why}\n" + "\n".join(self.seen) + self.details(), pytrace=False)
             time.sleep(1)
         return found
 
