@@ -45,9 +45,6 @@ class Metrics:
             "dinoctl_watch_restarts_total", "Watches begun again.", ["resource", "reason"], registry=registry
         )
         self.ended = Counter("dinoctl_attempts_ended_total", "Attempts that ended.", ["cause"], registry=registry)
-        self.actions = Histogram(
-            "dinoctl_action_seconds", "Time of one action.", ["action"], registry=registry, buckets=_BUCKETS
-        )
         self.leader = Gauge("dinoctl_leader", "1 while this replica holds the lease.", registry=registry)
 
     def request(self, verb: str, resource: str, code: str) -> None:
@@ -61,10 +58,6 @@ class Metrics:
     def attempt_ended(self, cause: str) -> None:
         """An attempt has ended; "" as cause: well."""
         self.ended.labels(cause).inc()
-
-    def action(self, word: str, seconds: float) -> None:
-        """An action was performed."""
-        self.actions.labels(word).observe(seconds)
 
     def watch_value(self, name: str, text: str, value: Callable[[], float]) -> None:
         """A gauge that is read when it is asked for."""
