@@ -31,6 +31,8 @@ def accompanied(attempt: Attempt, job: Path, source: str, *, reports: bool) -> I
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     _point(log, log)
     os.close(log)
+    where = " ".join(filter(None, (os.environ.get("DINOCTL_POD"), os.environ.get("DINOCTL_NODE"))))
+    sys.stderr.write(f"{source} of attempt {attempt.number} of {attempt.name}: process {os.getpid()} {where}\n")
     try:
         yield
     finally:
