@@ -44,7 +44,8 @@ class Structural:
     def _union(self, options: list[Node]) -> Node:
         given = [option for option in options if option.get("type") != "null"]
         if len(given) < len(options):
-            return {**self.node(given[0] if len(given) == 1 else {"anyOf": given}), "nullable": True}
+            node = {**self.node(given[0] if len(given) == 1 else {"anyOf": given}), "nullable": True}
+            return {**node, "enum": [*node["enum"], None]} if "enum" in node else node
         if len(given) == 1:
             return self.node(given[0])
         if all("$ref" in option for option in given):
