@@ -131,7 +131,7 @@ def release(kube: Cluster, namespace: str, tmp_path: Path) -> Iterator[Release]:
         }
         for name, value in (("training", 100), ("urgent", 1000))
     ]
-    kube.apply(*priorities, *queues(namespace, cpu="1"))
+    kube.apply(*priorities, *queues(namespace, cpu="1400m"))
     kube.s3.bucket("outputs")
     profile = {
         "image": kube.image,
