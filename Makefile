@@ -70,8 +70,13 @@ schema: environment
 	$(BIN)/dinoctl schema --crd > manifests/crd.yaml
 
 # What the operator would make of jobs/, for tests to compare with.
+.PHONY: golden manifests
 golden: environment
 	PYTHONPATH=platform:tests $(BIN)/python -m support.rendering
+
+# Needs the Helm of the tests (make kube-tools).
+manifests: environment
+	PYTHONPATH=platform:tests $(BIN)/python -m support.chart
 
 reference: environment
 	$(BIN)/python -m dinoctl.spec.reference > docs/reference.md

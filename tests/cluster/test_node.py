@@ -36,7 +36,7 @@ print("driver", socket.gethostname(), "task", ray.get(task.remote()))
 """
 
 
-def _phase(kube: Cluster, namespace: str, name: str, limit_s: float = 60) -> str:
+def _phase(kube: Cluster, namespace: str, name: str, limit_s: float = 180) -> str:
     deadline = time.monotonic() + limit_s
     while True:
         phase = str(kube.get("pod", name, "-n", namespace)["status"].get("phase"))

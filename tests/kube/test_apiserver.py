@@ -1,27 +1,17 @@
 """What the other tests of this folder take for granted of their API server."""
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from support.kube.access import KubectlFailed
 from support.kube.apiserver import ApiServer, api_server
+from support.waiting import within
 
 
 def _pod(name: str, **container: object) -> dict[str, object]:
     containers = [{"name": "main", "image": "nothing", **container}]
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {"containers": containers}}
-
-
-def _within(limit_s: float, condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
 
 
 def test_serviceaccounts_may_do_what_they_are_given_and_no_more(api: ApiServer, namespace: str) -> None:
@@ -50,7 +40,7 @@ def test_what_belongs_to_a_deleted_object_is_collected(api: ApiServer, namespace
     owned = {"name": "owned", "namespace": namespace, "ownerReferences": owners}
     api.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": owned})
     api.kubectl("delete", "configmap", "owner", "-n", namespace)
-    assert _within(30, lambda: "owned" not in api.kubectl("get", "configmaps", "-o", "name", "-n", namespace))
+    assert within(30, lambda: "owned" not in api.kubectl("get", "configmaps", "-o", "name", "-n", namespace))
 
 
 def test_a_deleted_namespace_ends(api: ApiServer, namespace: str) -> None:
@@ -75,7 +65,7 @@ def test_objects_outlive_the_server_and_etcd(tmp_path: Path) -> None:
         with pytest.raises(KubectlFailed):
             own.kubectl("create", "configmap", "lost", "--request-timeout=3s")
         own.start_etcd()
-        assert _within(30, lambda: _creates(own, "after"))
+        assert within(30, lambda: _creates(own, "after"))
         assert {"configmap/kept", "configmap/after"} <= set(own.kubectl("get", "configmaps", "-o", "name").split())
 
 

@@ -45,9 +45,6 @@ class Metrics:
             "dinoctl_watch_restarts_total", "Watches begun again.", ["resource", "reason"], registry=registry
         )
         self.ended = Counter("dinoctl_attempts_ended_total", "Attempts that ended.", ["cause"], registry=registry)
-        self.actions = Histogram(
-            "dinoctl_action_seconds", "Time of one action.", ["action"], registry=registry, buckets=_BUCKETS
-        )
         self.leader = Gauge("dinoctl_leader", "1 while this replica holds the lease.", registry=registry)
 
     def request(self, verb: str, resource: str, code: str) -> None:
@@ -61,10 +58,6 @@ class Metrics:
     def attempt_ended(self, cause: str) -> None:
         """An attempt has ended; "" as cause: well."""
         self.ended.labels(cause).inc()
-
-    def action(self, word: str, seconds: float) -> None:
-        """An action was performed."""
-        self.actions.labels(word).observe(seconds)
 
     def watch_value(self, name: str, text: str, value: Callable[[], float]) -> None:
         """A gauge that is read when it is asked for."""
@@ -97,21 +90,25 @@ class JobFigures(Collector):
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._known: dict[Name, _Job] = {}
+        self.states: Tally[str] = Tally()
 
     def changed(self, body: Object, *, gone: bool) -> None:
         """A DinoJob is new, changed or gone."""
         meta = body["metadata"]
         name = (meta.get("namespace") or "", meta["name"])
         with self._lock:
-            if gone:
-                self._known.pop(name, None)
-            else:
-                self._known[name] = _job(body.get("status") or {}, self._known.get(name))
+            before = self._known.pop(name, None)
+            if before is not None:
+                self.states[before.state] -= 1
+            if not gone:
+                now = self._known[name] = _job(body.get("status") or {}, before)
+                self.states[now.state] += 1
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """For Prometheus."""
         with self._lock:
-            known = dict(self._known)
+            known, states = dict(self._known), {state: count for state, count in self.states.items() if count}
+        yield _family("dinoctl_jobs", "Jobs by state.", "state", states)
         yield from _sums(list(known.values()))
         yield from _ages({name: job for name, job in known.items() if job.state == "Running"})
 
@@ -133,7 +130,6 @@ def _job(status: Object, before: _Job | None) -> _Job:
 
 
 def _sums(jobs: list[_Job]) -> Iterator[GaugeMetricFamily]:
-    yield _family("dinoctl_jobs", "Jobs by state.", "state", dict(Tally(job.state for job in jobs)))
     waste = {key: sum(job.waste[number] for job in jobs) for number, key in enumerate(_WASTE)}
     yield _family("dinoctl_waste_seconds", "Time that jobs lost to queue, start and replay.", "kind", waste)
     failures = {key: sum(job.failures[number] for job in jobs) for number, key in enumerate(_CAUSES)}

@@ -23,8 +23,10 @@ from dinoctl.spec.profile import OperatorConfig
 
 _log = logging.getLogger("dinoctl.operator")
 LEASE = "dinoctl-operator"
-PROGRESS_DELAY = 10.0
-"""Seconds. What workers report is no reason for haste, and a thousand of them report all the time."""
+_PROGRESS_SHARE, _PROGRESS_S = 0.03, (5.0, 30.0)
+"""What workers report is no reason for haste, and a thousand jobs report all the time: the look that follows waits so
+many seconds a running job, within these bounds.
+"""
 STUCK = 900.0
 """Seconds after which one look at a job counts as stuck."""
 
@@ -77,8 +79,8 @@ class Operator:
             config.namespaces or [namespace],
             job_changed=self._job_changed,
             job_written=self._job_seen,
-            wants=self.queue.add,
-            progressed=lambda key: self.queue.add_after(key, PROGRESS_DELAY),
+            wants=self._wants,
+            progressed=self._progressed,
             restarted=metrics.restarted,
         )
         self.lease = Lease(hasty or api, namespace, LEASE, identity, began=self._began, ended=self._ended, terms=terms)
@@ -86,6 +88,7 @@ class Operator:
         self._stopping = threading.Event()
         self._looks: dict[str, float] = {}
         self._faces: dict[Name, int] = {}
+        self._open = False
         self._threads = [
             threading.Thread(target=self._work, name=f"look-{number}", daemon=True) for number in range(config.workers)
         ]
@@ -137,8 +140,18 @@ class Operator:
         _log.info("watching %d jobs", len(self.caches.jobs), extra={"reason": "Synced"})
         return not stop.is_set()
 
+    def _wants(self, key: Name) -> None:
+        if self._open:  # else all are looked at when leadership begins
+            self.queue.add(key)
+
+    def _progressed(self, key: Name) -> None:
+        if self._open:
+            least, most = _PROGRESS_S
+            wait = min(most, max(least, _PROGRESS_SHARE * self.metrics.jobs.states["Running"]))
+            self.queue.add_after(key, wait, patient=True)
+
     def _job_changed(self, body: Object) -> None:
-        self.queue.add((body["metadata"]["namespace"], body["metadata"]["name"]))
+        self._wants((body["metadata"]["namespace"], body["metadata"]["name"]))
         self._job_seen(body)
 
     def _job_seen(self, body: Object) -> None:
@@ -154,15 +167,17 @@ class Operator:
         else:
             self._faces[key] = face
         for child in self.reconciler.children(*key):
-            self.queue.add((key[0], child))
+            self._wants((key[0], child))
 
     def _began(self) -> None:
         self.reconciler.lead()
+        self._open = True  # before the sweep, so that nothing falls between it and the events
         for key in self.caches.jobs.names():
-            self.queue.add(key)
+            self.queue.add_patient(key)
         self.metrics.leader.set(1)
 
     def _ended(self) -> None:
+        self._open = False
         self.metrics.leader.set(0)
 
     def _work(self) -> None:
@@ -188,7 +203,8 @@ class Operator:
             self.queue.forget(item.key)
             if item.key in self.caches.jobs:
                 resync = self.config.resync * random.uniform(0.8, 1.0)  # noqa: S311 - spreads load
-                self.queue.add_after(item.key, resync if wait is None else min(wait, resync))
+                quiet = wait is None or wait >= resync
+                self.queue.add_after(item.key, resync if wait is None else min(wait, resync), patient=quiet)
         finally:
             del self._looks[thread]
             end = time.monotonic()

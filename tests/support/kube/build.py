@@ -7,6 +7,7 @@ processes may build at once: each program has a lock, and appears in the cache w
 import argparse
 import fcntl
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -40,14 +41,20 @@ def _build_once(tool: Tool) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if tool.built:  # by whoever held the lock
             return
-        started = time.monotonic()
+        started, cpu = time.monotonic(), _cpu_s()
         print(f"{tool.name} {tool.version}: building", flush=True)
         partial = tool.home.with_name(f"{tool.home.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         (_compile if tool.package else _copy)(tool, partial)
         partial.rename(tool.home)
-        print(f"{tool.name} {tool.version}: built in {time.monotonic() - started:.0f} s", flush=True)
+        spent = f"{time.monotonic() - started:.0f} s, {_cpu_s() - cpu:.0f} s of CPU time"
+        print(f"{tool.name} {tool.version}: built in {spent}", flush=True)
+
+
+def _cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _compile(tool: Tool, target: Path) -> None:

@@ -156,6 +156,10 @@ def _cgroup(name: str) -> Iterator[str]:
     if (cpuset := _CGROUPS / "cpuset" / name).exists():  # starts empty, and then takes no process
         for value in ("cpuset.cpus", "cpuset.mems"):
             (cpuset / value).write_text((cpuset.parent / value).read_text())
+    # To the scheduler all pods together are one group, to be weighed against each single process outside.
+    for weight, value in (("cpu/{}/cpu.shares", "8192"), ("{}/cpu.weight", "800")):
+        if (path := _CGROUPS / weight.format(name)).exists():
+            path.write_text(value)
     try:
         yield name
     finally:

@@ -140,7 +140,7 @@ class _Handler:
         target = f"{self._proxy.api.url}{asked.raw_path}"
         try:
             request = self._session.request(
-                asked.method, URL(target, encoded=True), headers=headers, data=body, allow_redirects=False
+                asked.method, URL(target, encoded=True), headers=headers, data=body or None, allow_redirects=False
             )
             async with request as got:
                 if fault is not None and fault.after and (answer := await _strike(fault, asked)) is not None:
@@ -218,7 +218,7 @@ def fault_proxy(api: ApiServer) -> Iterator[FaultProxy]:
 
     async def serve() -> web.ServerRunner:
         await handler.open()
-        runner = web.ServerRunner(web.Server(handler), shutdown_timeout=0)
+        runner = web.ServerRunner(web.Server(handler, handler_cancellation=True), shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
         proxy.url = f"https://127.0.0.1:{runner.addresses[0][1]}"
