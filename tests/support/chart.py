@@ -1,15 +1,15 @@
-"""The chart and the manifests made from it: ``python -m support.chart HELM`` writes what is generated."""
+"""The chart and the manifests made from it: ``python -m support.chart`` writes what is generated."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from dinoctl.spec.crd import crd_yaml
 from support.chart_values import values_schema
+from support.kube.tools import TOOLS
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "helm" / "dinoctl"
@@ -64,15 +64,14 @@ def manifests(program: Path) -> str:
     return _HEAD + template(program, CI / "manifests.yaml")
 
 
-def generated(program: Path) -> dict[Path, Callable[[], str]]:
-    """Every file that is made, in the order in which they need each other."""
-    return {
-        CHART / "values.schema.json": schema,
-        CHART / "templates" / "crd.yaml": crd_template,
-        ROOT / "manifests" / "operator.yaml": lambda: manifests(program),
-    }
+FROM_MODELS: dict[Path, Callable[[], str]] = {
+    CHART / "values.schema.json": schema,
+    CHART / "templates" / "crd.yaml": crd_template,
+}
+MANIFESTS = ROOT / "manifests" / "operator.yaml"
 
 
 if __name__ == "__main__":
-    for path, make in generated(Path(sys.argv[1])).items():
+    for path, make in FROM_MODELS.items():
         path.write_text(make(), encoding="utf-8")
+    MANIFESTS.write_text(manifests(TOOLS["helm"].path), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""JSON Schema of the chart's values: ours by hand, ``operator.config`` from the model that the operator reads it with."""
+"""JSON Schema of the chart's values: ours by hand, ``operator.config`` from the model that the operator reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _DNS = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$"
 
 def values_schema() -> Schema:
     """Draft 2020-12. Unknown fields are refused everywhere but in what Kubernetes itself defines."""
-    config = OperatorConfig.model_json_schema(by_alias=True)
+    config: Schema = _closed(OperatorConfig.model_json_schema(by_alias=True))
     definitions = config.pop("$defs")
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -42,6 +42,16 @@ def values_schema() -> Schema:
     }
 
 
+def _closed(node: Any) -> Any:
+    """Maps take the keys of their patterns only; titles that repeat a name, and what is for our documents, go."""
+    if isinstance(node, list):
+        return [_closed(one) for one in node]
+    if not isinstance(node, dict):
+        return node
+    kept = {key: _closed(value) for key, value in node.items() if key not in ("title", "source", "derived")}
+    return kept | ({"additionalProperties": False} if "patternProperties" in kept else {})
+
+
 def _operator(config: Schema) -> Schema:
     return _fields(
         replicas=_number("Operators; one works.", minimum=1),
@@ -68,7 +78,9 @@ def _monitoring() -> Schema:
         "attemptsPerHour": _number("Of one job.", minimum=1),
     }
     return _fields(
-        serviceMonitor=_fields(enabled=_flag("Make it."), interval=_text("As 30s.", pattern=r"^\d+(ms|s|m)$"), labels=_map()),
+        serviceMonitor=_fields(
+            enabled=_flag("Make it."), interval=_text("As 30s.", pattern=r"^\d+(ms|s|m)$"), labels=_map()
+        ),
         rules=_fields(enabled=_flag("Make the PrometheusRule."), labels=_map(), **rules),
         dashboard=_fields(enabled=_flag("Make the ConfigMap for Grafana."), labels=_map()),
     )

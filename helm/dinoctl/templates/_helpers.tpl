@@ -21,7 +21,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 
 {{- /* What the operator may work on: the namespaces of its configuration, else its own. JSON, to be read back. */ -}}
 {{- define "dinoctl.namespaces" -}}
-{{- dict "list" (.Values.operator.config.namespaces | default (list .Release.Namespace)) | toJson -}}
+{{- dict "list" (.Values.operator.config.namespaces | default (list .Release.Namespace) | uniq) | toJson -}}
 {{- end -}}
 
 {{- define "dinoctl.podSecurity" -}}

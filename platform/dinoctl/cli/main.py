@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from dinoctl.cli import data, export, jobs, replay, run, spec, system
+from dinoctl.cli import data, export, jobs, operator, replay, run, spec, submit, system
 
 app = typer.Typer(
     name="dinoctl",
@@ -14,7 +14,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (run, spec, jobs, replay, data, export, system):
+for module in (run, submit, spec, jobs, operator, replay, data, export, system):
     module.add_to(app)
 
 

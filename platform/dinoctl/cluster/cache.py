@@ -32,7 +32,7 @@ def job_of(body: Object) -> str | None:
 
 class Cache:
     """Thread-safe. ``changed`` is called with each object that is new, changed or gone, after the copy holds it;
-    ``restarted`` each time that a watch had to be begun again.
+    ``observed`` with those that this process has written itself; ``restarted`` each time that a watch is begun again.
     """
 
     def __init__(
@@ -45,12 +45,13 @@ class Cache:
         labels: str = "",
         trim: Keep = lambda body: body,
         index: Callable[[Object], str | None] = job_of,
+        observed: Callable[[Object], None] | None = None,
         restarted: Callable[[str], None] | None = None,
         patience: float = 30.0,
     ) -> None:
         self.resource = resource
         self._api, self._namespaces, self._labels, self._trim, self._index = api, tuple(namespaces), labels, trim, index
-        self._changed, self._restarted, self._patience = changed, restarted, patience
+        self._changed, self._observed, self._restarted, self._patience = changed, observed, restarted, patience
         self._lock = threading.RLock()
         self._texts: dict[Name, tuple[int, str]] = {}
         self._by: defaultdict[Name, set[str]] = defaultdict(set)
@@ -75,9 +76,16 @@ class Cache:
         with self._lock:
             return list(self._texts)
 
+    def __contains__(self, name: Name) -> bool:
+        with self._lock:
+            return name in self._texts
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
     def observe(self, body: Object) -> None:
         """The answer of an own write, so that it is read back at once. Its echo is no change."""
-        self._store(body, echo=True)
+        self._store(body, self._observed)
 
     @property
     def synced(self) -> bool:
@@ -111,7 +119,7 @@ class Cache:
         for follower in self._followers:
             follower.thread.join(5.0)
 
-    def _store(self, body: Object, *, echo: bool = False) -> None:
+    def _store(self, body: Object, tell: Callable[[Object], None] | None) -> None:
         """Versions are numbers that grow (etcd's revisions), so of two copies of an object the newer one is known. An
         event that is older than the copy still counts as a change: whoever wrote the newer one may not have seen it.
         """
@@ -125,8 +133,8 @@ class Cache:
             if version > known:
                 self._texts[name] = (version, json.dumps(body, separators=(",", ":")))
                 self._reindex(name, self._index(body))
-        if not echo:
-            self._changed(body)
+        if tell is not None:
+            tell(body)
 
     def _remove(self, body: Object) -> None:
         body = self._trim(body)
@@ -155,7 +163,7 @@ class Cache:
     def _replace(self, bodies: list[Object], namespace: str | None) -> None:
         """A new list: what is not in it is gone."""
         for body in bodies:
-            self._store(body)
+            self._store(body, self._changed)
         present = {(body["metadata"].get("namespace") or "", body["metadata"]["name"]) for body in bodies}
         with self._lock:
             gone = [name for name in self._texts if namespace in (None, name[0]) and name not in present]
@@ -224,7 +232,7 @@ class _Follower:
                 if kind == "DELETED":
                     cache._remove(body)
                 elif kind != "BOOKMARK":
-                    cache._store(body)
+                    cache._store(body, cache._changed)
                 self._since = body["metadata"]["resourceVersion"]
                 if self._stopping.is_set():
                     return

@@ -39,12 +39,13 @@ def build(
     namespaces: Sequence[str | None],
     *,
     job_changed: Callable[[Object], None],
+    job_written: Callable[[Object], None],
     wants: Wants,
     progressed: Wants,
     restarted: Callable[[str, str], None],
 ) -> Caches:
-    """Caches that are not started yet. ``wants`` is called with the job that an event of another object concerns,
-    ``progressed`` when its workers report.
+    """Caches that are not started yet. ``job_written``: by this process. ``wants`` is called with the job that an event
+    of another object concerns, ``progressed`` when its workers report.
     """
 
     def owned(call: Wants) -> Callable[[Object], None]:
@@ -55,11 +56,11 @@ def build(
 
         return changed
 
-    def cache(resource: Resource, changed: Callable[[Object], None], trim: Keep, labels: str) -> Cache:
-        def again(reason: str) -> None:
-            restarted(resource.plural, reason)
+    def again(resource: Resource) -> Callable[[str], None]:
+        return lambda reason: restarted(resource.plural, reason)
 
-        return Cache(api, resource, namespaces, changed, labels=labels, trim=trim, restarted=again)
+    def cache(resource: Resource, changed: Callable[[Object], None], trim: Keep, labels: str) -> Cache:
+        return Cache(api, resource, namespaces, changed, labels=labels, trim=trim, restarted=again(resource))
 
     rayjobs = cache(RAYJOBS, owned(wants), projections.ray_job, names.JOB)
 
@@ -76,12 +77,17 @@ def build(
         workload_changed,
         trim=projections.workload,
         index=projections.owner_name,
-        restarted=lambda reason: restarted(WORKLOADS.plural, reason),
+        restarted=again(WORKLOADS),
     )
-    return Caches(
-        jobs=cache(DINOJOBS, job_changed, projections.job, ""),
-        rayjobs=rayjobs,
-        pods=cache(PODS, owned(wants), projections.pod, names.JOB),
-        workloads=workloads,
-        progress=cache(CONFIGMAPS, owned(progressed), projections.progress, f"{names.JOB},{names.ROLE}={PROGRESS}"),
+    jobs = Cache(
+        api,
+        DINOJOBS,
+        namespaces,
+        job_changed,
+        trim=projections.job,
+        observed=job_written,
+        restarted=again(DINOJOBS),
     )
+    pods = cache(PODS, owned(wants), projections.pod, names.JOB)
+    selector = f"{names.JOB},{names.ROLE}={PROGRESS}"
+    return Caches(jobs, rayjobs, pods, workloads, cache(CONFIGMAPS, owned(progressed), projections.progress, selector))

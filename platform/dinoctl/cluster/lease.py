@@ -111,9 +111,9 @@ class Lease:
         elif self._leading:
             self._lose("taken by another replica")
         if mine and not self._leading and self._clock() < self._deadline:
+            self._began()  # if it fails, the next step tries again
             self._leading = True
             _log.info("leading as %s", self.identity, extra={"reason": "LeaseAcquired"})
-            self._began()
 
     def _claimed(self) -> bool:
         try:

@@ -12,6 +12,8 @@ from dinoctl.spec.errors import UserError
 from dinoctl.spec.job import JobSpec
 
 ATTEMPT_FORMAT = "dinoctl.attempt/v1"
+PREEMPTED = "preempted"
+"""Content of a stop file that tells of a preemption; any other is a request."""
 
 
 @dataclass(frozen=True)

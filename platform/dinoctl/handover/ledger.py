@@ -20,7 +20,9 @@ from dinoctl.data.errors import NotFoundError
 from dinoctl.data.storage import Storage
 
 FORMAT = "dinoctl.checkpoint/v1"
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, HEADS_CHECKPOINTS = "checkpoints", "checkpoints-heads"
+"""Folders of a job's storage: of its training, and of that of heads before it."""
+
 _PINS = "pins/"
 _STEP = re.compile(r"^step-(\d{8,})/COMMIT$")
 
@@ -58,6 +60,12 @@ class Commit:
         if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
             raise ValueError(f"not a {FORMAT}")
         return Commit(**fields)
+
+
+def check_fences(storage: Storage, attempt: int) -> None:
+    """Raises FencedError when an attempt newer than ``attempt`` trains in a job's storage."""
+    for folder in (CHECKPOINTS, HEADS_CHECKPOINTS):
+        Ledger(storage.child(folder)).check_fence(attempt)
 
 
 def step_name(step: int) -> str:

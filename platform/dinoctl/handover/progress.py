@@ -2,7 +2,8 @@
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,19 @@ _FILE = "progress.json"
 
 
 @dataclass(frozen=True)
+class Head:
+    """The newest committed checkpoint: its step, when (seconds since the epoch) and by which attempt it was written."""
+
+    step: int
+    at: float
+    attempt: int
+
+
+@dataclass(frozen=True)
 class Progress:
-    """How far a job is. Times in seconds, ``eta_s`` None until a rate is known. ``warning``: what is ill, in a line."""
+    """How far a job is. Times in seconds, ``eta_s`` None until a rate is known. ``warning``: what is ill, in a line.
+    ``head`` is None where there is none, or no news of it.
+    """
 
     step: int
     steps: int
@@ -24,17 +36,23 @@ class Progress:
     loss: float | None = None
     phase: str = "train"
     warning: str = ""
+    head: Head | None = None
 
 
 class ProgressFile:
-    """Replaces ``progress.json`` atomically."""
+    """Replaces ``progress.json`` atomically. ``nodes``: that the attempt runs on, where they have names."""
 
-    def __init__(self, attempt: Attempt) -> None:
-        self._path, self._attempt = attempt.scratch / _FILE, attempt.number
+    def __init__(self, attempt: Attempt, nodes: Sequence[str] = ()) -> None:
+        self._path = attempt.scratch / _FILE
+        self._more: dict[str, Any] = {"attempt": attempt.number}
+        self._more |= {"nodes": sorted(set(nodes))} if nodes else {}
+        self._head: Head | None = None
 
     def write(self, progress: Progress) -> None:
         """Called by rank 0."""
-        write_whole(self._path, json.dumps({**asdict(progress), "attempt": self._attempt, "at": time.time()}))
+        self._head = progress.head or self._head
+        known = replace(progress, head=self._head)
+        write_whole(self._path, json.dumps({**asdict(known), **self._more, "at": time.time()}))
 
 
 def read_progress(scratch: Path) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ reused, never silently redone), restarts begin a new life.
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from dinoctl.handover.storages import check_storages
+from dinoctl.handover.storages import check_datasets, check_storages
 from dinoctl.lifecycle import AttemptState, Cause, Status, restart
 from dinoctl.local.observe import clock, wanted
 from dinoctl.local.processes import Workers
@@ -38,15 +38,19 @@ def accept(state: StateDir, jobs: Sequence[ResolvedJob], restarts: Collection[st
 
 
 def check_places(state: StateDir, jobs: Sequence[ResolvedJob], restarts: Collection[str]) -> None:
-    """Asks the buckets of all jobs that there is something left to do for, before anything is begun.
+    """Asks the buckets of all jobs that there is something left to do for, and looks for the datasets that they name,
+    before anything is begun.
 
     Raises:
-        StorageError: one of them can't be used.
+        StorageError: a bucket can't be used.
+        DataError: a dataset is not there.
     """
     again = _with_children(jobs, restarts)
     open_jobs = [job for job in jobs if job.name in again or not _complete(state.job(job.name).status)]
     places = [state.job(job.name, job.spec.storage) for job in open_jobs]
-    check_storages([place.storage_uri(place.status) for place in places], [job.spec for job in open_jobs])
+    outputs, specs = [place.storage_uri(place.status) for place in places], [job.spec for job in open_jobs]
+    check_storages(outputs, specs)
+    check_datasets(specs, outputs=outputs)
 
 
 def _complete(status: Status | None) -> bool:

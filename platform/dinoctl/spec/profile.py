@@ -183,7 +183,9 @@ class OperatorConfig(Section):
 
     profiles: dict[Annotated[str, Field(pattern=_DNS)], Profile] = Field(description="By name.", min_length=1)
     default_profile: str | None = choice(None, "Of jobs that name none; null: a job must name one.")
-    namespaces: list[str] = choice([], "Namespaces that are watched; none: the operator's own.")
+    namespaces: list[Annotated[str, Field(pattern=_DNS, max_length=63)]] = choice(
+        [], "Namespaces that are watched; none: the operator's own."
+    )
     resync: Duration = choice(600.0, "Longest time between two looks at a job without an event.")
     workers: int = choice(8, "Jobs that are looked at side by side.", ge=1)
     keep_attempts: int = choice(3, "RayJobs of ended attempts that are kept for looking at.", ge=0)

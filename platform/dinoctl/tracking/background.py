@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from dinoctl.tracking.shipper import Shipped, Shipper
 
 
 class BackgroundShipper:
-    """Ships every `interval_s` seconds from `start` to `stop`. A daemon thread: it never keeps a process alive."""
+    """Ships every `interval_s` seconds from `start` to `stop`. A daemon thread: it never keeps a process alive.
 
-    def __init__(self, shipper: Shipper, *, interval_s: float = 10.0) -> None:
-        self._shipper, self._interval = shipper, interval_s
+    Where the run has to be found or made first, a function makes the shipper: it is called in the thread, until it
+    succeeds.
+    """
+
+    def __init__(self, shipper: Shipper | Callable[[], Shipper], *, interval_s: float = 10.0) -> None:
+        self._shipper = shipper if isinstance(shipper, Shipper) else None
+        self._make: Callable[[], Shipper] | None = None if isinstance(shipper, Shipper) else shipper
+        self._interval = interval_s
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="metric-shipper", daemon=True)
         self.last = Shipped(0, 0, "nothing shipped yet")
@@ -34,5 +41,13 @@ class BackgroundShipper:
 
     def _work(self) -> None:
         while not self._stopping.wait(self._interval):
-            self.last = self._shipper.ship()
-        self.last = self._shipper.ship(final=True)
+            self.last = self._ship()
+        self.last = self._ship(final=True)
+
+    def _ship(self, final: bool = False) -> Shipped:
+        if self._shipper is None and self._make is not None:
+            try:
+                self._shipper = self._make()
+            except Exception as failure:  # whatever mlflow raises where it can't be reached
+                return Shipped(0, 0, f"{type(failure).__name__}: {failure}")
+        return self._shipper.ship(final) if self._shipper is not None else self.last

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from dinoctl.handover.progress import Progress
-from dinoctl.training.stopping import Cadence, Notice, StopRequest, agree, terminated, watch_sigterm
+from dinoctl.training.stopping import Cadence, Notice, StopRequest, agree, read_stop_file, terminated, watch_sigterm
 
 
 class Context(Protocol):
@@ -88,12 +88,16 @@ class ProcessContext:
         """See Context."""
         return self._request
 
+    def gather(self, word: str) -> list[str]:
+        """One word of every rank, in their order. Collective."""
+        words: list[Any] = [word]
+        if self.world > 1:
+            words = [None] * self.world
+            dist.all_gather_object(words, word, group=self._host_group)
+        return words
+
     def _asked(self) -> Notice | None:
-        """By the stop file; it says since when."""
-        try:
-            return None if self.stop_file is None else Notice(self.stop_file.stat().st_mtime)
-        except FileNotFoundError:
-            return None
+        return None if self.stop_file is None else read_stop_file(self.stop_file)
 
 
 def _urgency(notice: Notice) -> tuple[bool, float]:

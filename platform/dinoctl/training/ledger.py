@@ -179,10 +179,12 @@ class LedgerWriter:
         *,
         keep: int,
         keep_every: int | None = None,
+        names: str = "",
         commit_timeout_s: float = 600.0,
     ) -> None:
+        """``names`` goes before the names of this rank's slices."""
         self._ledger, self._me, self._timeout = ledger, identity, commit_timeout_s
-        self._keep, self._keep_every = keep, keep_every
+        self._keep, self._keep_every, self._names = keep, keep_every, names
         self._buffer = SnapshotBuffer()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._pending: Future[None] | None = None
@@ -190,6 +192,7 @@ class LedgerWriter:
         self.wait_s = 0.0
         self.upload: Upload | None = None
         self.last: Upload | None = None
+        self.head: Commit | None = None
 
     def prepare(self, slices: list[Slice]) -> None:
         """Allocates what ``save`` will need for such slices, before training begins."""
@@ -207,12 +210,13 @@ class LedgerWriter:
         (``wait_s`` tells how long, ``behind`` is called with it every 10 seconds), and raises what went wrong with it.
         ``skipped`` of the steps took no effect.
 
-        ``upload`` is the checkpoint on its way, ``last`` the last one that was committed.
+        ``upload`` is the checkpoint on its way, ``last`` the last one that was committed; ``head``, on rank 0, its
+        COMMIT, or that of another attempt that was there before.
         """
         began = time.monotonic()
         self.wait(behind)
         copied = time.monotonic()
-        snapshot = self._buffer.take(slices)
+        snapshot = self._buffer.take([piece.under(self._names) for piece in slices])
         self.wait_s, self.copy_s = copied - began, time.monotonic() - copied
         self.upload = Upload(step, snapshot.size)
         self._pending = self._pool.submit(self._write, step, snapshot, skipped, self.upload)
@@ -270,11 +274,13 @@ class LedgerWriter:
         )
         self._ledger.check_fence(me.attempt)
         if self._ledger.create(commit):
-            return
-        if self._ledger.intact(step, me.spec_hash):
+            self.head = commit
+        elif self._ledger.intact(step, me.spec_hash):
             storage.delete_prefix(prefix)  # an earlier attempt committed this very step: its state is the same one
+            self.head = self._ledger.commit(step)
         else:
             self._ledger.replace(commit)
+            self.head = commit
 
     def _await_commit(self, step: int) -> None:
         """All ranks wait, so that a rank that returns from ``wait`` may rely on the checkpoint."""

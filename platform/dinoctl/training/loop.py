@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dinoctl.data.batch import Batch
-from dinoctl.handover.progress import Progress
+from dinoctl.handover.progress import Head, Progress
 from dinoctl.spec.errors import UserError
 from dinoctl.training.context import Context
 from dinoctl.training.engines.base import Engine
@@ -226,7 +226,9 @@ class Loop:
             eta = self._pace.eta_s(self._settings.steps - step)
             pace, steps = self._pace.images_per_s, self._settings.steps
             warning = "; ".join(filter(None, self._warnings.values()))
-            progress = Progress(step, steps, pace, eta, self._committed, self._loss, warning=warning)
+            found = self._writer.head
+            head = None if found is None else Head(found.step, found.written_at, found.attempt)
+            progress = Progress(step, steps, pace, eta, self._committed, self._loss, warning=warning, head=head)
             self._context.report(progress)
 
 

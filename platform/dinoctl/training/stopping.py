@@ -11,11 +11,14 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from dinoctl.handover.attempt import PREEMPTED
 
 SLOW_S = 1.0
 """Seconds of a step from which on every step ends with the question whether to stop."""
@@ -104,6 +107,16 @@ def agree(mine: Notice | None, step_s: float, group: Any) -> tuple[StopRequest |
         return None, step_s
     here = time.monotonic()
     return StopRequest(bool(preempted), here - max(ago, 0.0), None if math.isinf(left) else here - left), step_s
+
+
+def read_stop_file(path: Path) -> Notice | None:
+    """The file's time says since when. One that a pod's preStop hook wrote says "preempted": the pod will be gone."""
+    try:
+        at, preempted = path.stat().st_mtime, path.read_text(encoding="utf-8").strip() == PREEMPTED
+    except FileNotFoundError:
+        return None
+    grace = grace_s() if preempted else None
+    return Notice(at, preempted, None if grace is None else at + grace)
 
 
 _terminated: list[Notice] = []

@@ -66,9 +66,10 @@ class MemoryServer:
         before = -1
         while before != self.version:
             before = self.version
+            alive = {body["metadata"]["uid"]: body for body in self.objects.values()}
             for key in list(self.objects):
                 if key in self.objects:
-                    self._collect(key, {body["metadata"]["uid"]: body for body in self.objects.values()})
+                    self._collect(key, alive)
 
     def _collect(self, key: Key, alive: dict[str, Object]) -> None:
         meta = self.objects[key]["metadata"]

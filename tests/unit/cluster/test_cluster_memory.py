@@ -20,13 +20,21 @@ def api(server: MemoryServer) -> MemoryApi:
 
 class TestMemory(ApiContract):
     @pytest.fixture
+    def client(self, server: MemoryServer) -> MemoryApi:
+        return MemoryApi(server)
+
+    @pytest.fixture
+    def space(self) -> str:
+        return SPACE
+
+    @pytest.fixture
     def other(self, server: MemoryServer) -> MemoryApi:
         return MemoryApi(server, manager="other")
 
-    def test_an_unknown_kind_is_told_apart(self, api, server) -> None:
+    def test_an_unknown_kind_is_told_apart(self, client, server) -> None:
         server.missing.add(PODS)
         with pytest.raises(NotFound) as caught:
-            api.list(PODS, SPACE)
+            client.list(PODS, SPACE)
         assert caught.value.missing_kind
 
 

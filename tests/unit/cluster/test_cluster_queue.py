@@ -148,3 +148,41 @@ def test_closing_lets_all_threads_go() -> None:
     assert not any(thread.is_alive() for thread in threads)
     queue.add("a")
     assert queue.get(0) is None
+
+
+def test_what_can_wait_gets_one_turn_in_four() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    for number in range(4):
+        queue.add_patient(f"sweep-{number}")
+    for number in range(8):
+        queue.add(f"event-{number}")
+    assert queue.depth == 12
+    order = [item.key.partition("-")[0] for _ in range(12) if (item := queue.get(0))]
+    assert order == ["event"] * 3 + ["sweep"] + ["event"] * 3 + ["sweep"] + ["event"] * 2 + ["sweep"] * 2
+    assert queue.get(0) is None
+
+
+def test_an_event_makes_what_can_wait_urgent_and_it_is_looked_at_once() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    queue.add_patient("a")
+    queue.add_patient("b")
+    queue.add("b")
+    first, second = queue.get(0), queue.get(0)
+    assert first is not None
+    assert second is not None
+    assert (first.key, second.key) == ("b", "a")
+    assert first.since is not None
+    assert second.since is None
+    queue.done("b")
+    assert queue.get(0) is None
+    assert queue.depth == 0
+
+
+def test_patient_timers_wait_when_they_ring() -> None:
+    clock = Clock()
+    queue: WorkQueue[str] = WorkQueue(clock=clock)
+    queue.add_after("a", 5, patient=True)
+    clock.now += 6
+    queue.add("b")
+    keys = [item.key for item in (queue.get(0), queue.get(0)) if item]
+    assert keys == ["b", "a"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from dinoctl.data import pack as packing
 from dinoctl.data.local import LocalStorage
 from dinoctl.handover.attempt import Attempt
-from dinoctl.handover.ledger import Ledger
+from dinoctl.handover.ledger import HEADS_CHECKPOINTS, Ledger
 from dinoctl.handover.output import read_output
 from dinoctl.handover.progress import Progress
 from dinoctl.model import VisionTransformer, ViTConfig, load_export
@@ -21,7 +22,6 @@ from dinoctl.spec.errors import UserError
 from dinoctl.spec.load import load
 from dinoctl.spec.resolve import resolve
 from dinoctl.stages import distill
-from dinoctl.stages.warmup import HEADS_CHECKPOINTS
 from dinoctl.training.context import ProcessContext
 from dinoctl.training.ledger import Checkpoint
 from dinoctl.training.loop import LoopResult
@@ -149,6 +149,24 @@ def test_a_stop_in_either_phase_changes_nothing(
         wanted, found = undisturbed.state(folder), job.state(folder)
         assert found.keys() == wanted.keys()
         assert all(torch.equal(found[key], wanted[key]) for key in wanted), folder
+
+
+def test_finished_heads_are_not_used_with_other_data(tmp_path: Path, data: Path, teacher: Path) -> None:
+    """Killed after the warm-up and before the first checkpoint of the distillation; then the data is replaced."""
+    own = tmp_path / "data"
+    shutil.copytree(data, own)
+    job = Job(tmp_path / "job", own, teacher, WARMUP)
+    assert job.run(("train", 0)).stopped
+    assert job.steps(HEADS_CHECKPOINTS)[-1] == 6
+    job.storage.delete_prefix("checkpoints/")
+    shutil.rmtree(own)
+    packing.pack("builtin://digits", str(own), splits={"val": 40}, verify=False)
+    with pytest.raises(UserError, match=r"the 6 steps of small so far were done on training data that has since been"):
+        job.run()
+    assert job.steps("checkpoints") == []
+    shutil.rmtree(own)
+    shutil.copytree(data, own)
+    assert job.run().step == 12
 
 
 def test_metrics_of_the_warmup_have_names_of_their_own(undisturbed: Job) -> None:

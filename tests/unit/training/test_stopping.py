@@ -13,10 +13,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from test_training_loop import Run
-from torch.multiprocessing.spawn import spawn
 
 from dinoctl.training.context import ProcessContext
-from dinoctl.training.stopping import SLOW_S, Cadence, Notice, StopRequest, grace_s
+from dinoctl.training.stopping import SLOW_S, Cadence, Notice, StopRequest, grace_s, read_stop_file
+from support.ranks import run_ranks
 
 WORLD = 2
 
@@ -75,7 +75,6 @@ def heard(context: ProcessContext, steps: int) -> tuple[int, StopRequest | None]
 
 
 def two_ranks(rank: int, root: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{root}/store", world_size=WORLD, rank=rank)
     device = torch.device("cpu")
 
     # Rank 1 is slow, so both ask after every step: the cadence is that of the slowest rank.
@@ -86,6 +85,17 @@ def two_ranks(rank: int, root: Path) -> None:
     dist.barrier()
     step, request = heard(slow, 3)
     assert (step, request is not None and request.preempted) == (1, False)
+
+    # The file of a pod's preStop hook, on one machine alone.
+    own = root / f"pod-{rank}" / "stop"
+    own.parent.mkdir()
+    if rank == 1:
+        own.write_text("preempted\n")
+    dist.barrier()
+    podded = ProcessContext(device, own, clock=Clock(10.0))
+    assert podded.gather(f"node-{rank}") == ["node-0", "node-1"]
+    step, request = heard(podded, 3)
+    assert (step, request is not None and request.preempted) == (2, True)
 
     # Only one rank hears, with a deadline; the other one learns of both, and who hears may be different every time.
     for hearer in range(WORLD):
@@ -119,11 +129,10 @@ def two_ranks(rank: int, root: Path) -> None:
     step, request = heard(alone, 3)
     assert (step, request is not None and request.preempted) == (1, True)
     (root / f"done{rank}").touch()
-    dist.destroy_process_group()
 
 
 def test_ranks_stop_after_the_same_step_whoever_hears_of_it(tmp_path: Path) -> None:
-    spawn(two_ranks, args=(tmp_path,), nprocs=WORLD)
+    run_ranks(two_ranks, WORLD, tmp_path)
     assert (tmp_path / "done0").exists()
     assert (tmp_path / "done1").exists()
 
@@ -165,3 +174,17 @@ def test_without_a_known_grace_nothing_is_told(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.go()
     assert [report.warning for report in run.reports] == [""] * len(run.reports)
+
+
+def test_what_a_stop_file_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "stop"
+    assert read_stop_file(path) is None
+    path.touch()
+    at = path.stat().st_mtime
+    assert read_stop_file(path) == Notice(at)
+    monkeypatch.delenv("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", raising=False)
+    path.write_text("preempted\n")
+    at = path.stat().st_mtime
+    assert read_stop_file(path) == Notice(at, preempted=True)
+    monkeypatch.setenv("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "60")
+    assert read_stop_file(path) == Notice(at, preempted=True, deadline=at + 60)

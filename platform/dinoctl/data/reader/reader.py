@@ -23,6 +23,7 @@ from dinoctl.data.dataset import Dataset
 from dinoctl.data.errors import ChangedError, DataError, StorageError
 from dinoctl.data.feistel import Ids
 from dinoctl.data.order import Order
+from dinoctl.data.reader.blocks import Part
 from dinoctl.data.reader.cache import DiskCache
 from dinoctl.data.reader.counts import ReadCounts
 from dinoctl.data.reader.fetch import Fetch, Result, Wire
@@ -35,6 +36,7 @@ THREADS = 64
 """Requests on the way at once, at most: the client keeps as many connections."""
 
 _WINDOW, _LEAST = 64, 16  # mean samples in the window: to begin with, at least
+_READY = 1.5  # bytes not taken yet beside runs that were begun, in windows: what is on the way, and half of it ready
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 8.0
 _HEDGES = 0.05  # share of requests that may be asked a second time: a server in trouble is not to get twice the load
 
@@ -68,7 +70,7 @@ class Reader:
         remote = {source: self._datasets[source] for source in self._ranges}
         self._cache = DiskCache(reading.cache.path, reading.cache.bytes, remote) if reading.cache else None
         self._memory = int(reading.memory * share[0])
-        self._piece_bytes = max(self._memory // (2 * max(len(lanes), 1)), 1)
+        self._piece_bytes = max(self._memory // max(len(lanes), 1), 1)
         self._bucket = TokenBucket(reading.requests_per_second * share[1])
         mean = int(max((self._datasets[i].info.mean_bytes for i in self._ranges), default=0)) + 1
         self._window = Window(_WINDOW * mean, min(_LEAST * mean, self._piece_bytes), self._memory // 2)
@@ -125,6 +127,8 @@ class Reader:
             self._taken(fetch, fetch.piece.extent.lengths[place])
             self._pump()
             result, results[place] = results[place], b""
+            if isinstance(result, Part):
+                return result.take()
         if isinstance(result, Exception):
             raise result
         return result
@@ -209,7 +213,7 @@ class Reader:
         if self._flying + count > window:
             self._full = True
             return False
-        return self._owed + count <= min(self._memory, self._open + 2 * window)
+        return self._owed + count <= min(self._memory, self._open + _READY * window)
 
     def _enqueue(self, fetch: Fetch) -> None:
         self._flying += fetch.piece.bytes
