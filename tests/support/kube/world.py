@@ -300,10 +300,13 @@ class World:
                 "labels": {**labels, names.ROLE: role},
                 "ownerReferences": [owner],
             },
-            "spec": {"nodeName": self.on_node(role, int(labels[names.ATTEMPT]))},
+            "spec": self.pod_spec(role, int(labels[names.ATTEMPT])),
             "status": {"phase": "Running"},
         }
         self.api.create(PODS, self.space, body)
+
+    def pod_spec(self, role: str, attempt: int) -> dict[str, Any]:
+        return {"nodeName": self.on_node(role, attempt)}
 
     def _pods(self, rayjob: Object) -> list[Object]:
         uid = rayjob["metadata"]["uid"]

@@ -10,9 +10,11 @@ from dinoctl.cluster.resources import CONFIGMAPS, DINOJOBS, EVENTS, LOCAL_QUEUES
 from dinoctl.handover.attempts import AttemptStore
 from dinoctl.handover.outcome import Outcome
 from dinoctl.spec import names
+from dinoctl.spec.yamldoc import read_yaml
 from support.kube.memory import Call
 from support.kube.world import SPACE, World
 
+JOBS = Path(__file__).parents[3] / "jobs"
 HIGH: dict[str, Any] = {
     "highres": {"from": {"job": "a"}, "steps": 10, "data": {"source": "s3://bucket/digits"}},
     "compute": TRAIN["compute"],
@@ -55,13 +57,27 @@ def test_a_chain_runs_by_itself(world: World) -> None:
     assert world.job("b")["status"]["parents"][0]["state"] == "Running"
     assert list(operator.reconciler.children(SPACE, "a")) == ["b"]
     settle(world, operator, "a", "b")
-    spec = (
-        world.attempt(world.job("b")["status"]["rayJob"]).spec
-        if False
-        else world.mounted[world.job("b")["status"]["rayJob"]]
-    )
+    spec = world.mounted[world.job("b")["status"]["rayJob"]]
     assert spec.spec.highres is not None
     assert spec.spec.highres.parent.uri == world.job("a")["status"]["storage"]  # type: ignore[union-attr]
+
+
+def test_the_digits_run_from_pack_to_evaluation(world: World) -> None:
+    documents = read_yaml((JOBS / "digits.yaml").read_text(), "digits.yaml")
+    for document in reversed(documents):
+        world.submit(document.data["metadata"]["name"], document.data["spec"])
+    operator = Operator(world)
+    names_ = [document.data["metadata"]["name"] for document in documents]
+    settle(world, operator, *names_, rounds=150)
+    assert {name for name, _ in world.registry.versions} == {"digits-teacher", "digits-highres", "digits-student"}
+    assert world.registry.alias_moves == 3
+    assert list(world.registry.runs.values()) == ["FINISHED"] * 5
+    storage = {name: world.job(name)["status"]["storage"] for name in names_}
+    distilled = world.mounted[world.job("digits-distill")["status"]["rayJob"]].spec
+    assert distilled.distill is not None
+    assert distilled.distill.teacher.uri == storage["digits-pretrain"]  # type: ignore[union-attr]
+    assert distilled.distill.data.source == f"{storage['digits-pack']}/dataset"
+    assert not operator.errors
 
 
 def test_a_failed_gate_blocks_the_children(world: World) -> None:
