@@ -76,8 +76,8 @@ def read_record(body: Object) -> Record:
     status: Mapping[str, Any] = body.get("status") or {}
     memory: Mapping[str, Any] = status.get("lifecycle") or {}
     own: Mapping[str, Any] = memory.get(_OWN) or {}
-    preempted, promotion = own.get("preempted"), own.get("promotion")
     try:
+        preempted, promotion = own.get("preempted"), own.get("promotion")
         return Record(
             status=decode(memory) if "version" in memory else None,
             storage=status.get("storage", ""),
