@@ -171,6 +171,7 @@ def killed_rank(site: Site, tracking: str) -> None:
     site.wait(lambda: site.progress.said.get("head"), "progress with a checkpoint")
     assert site.progress.said["nodes"] == ["node-of-worker-0", "node-of-worker-1"]
     rank = rank_of(path, 1)
+    alive = {pod.name: {process.pid for process in pod.processes()} for pod in site.workers}
     with Path(f"/proc/{rank.pid}/fd/2").open("ab", buffering=0) as output:
         output.write(f"last words of rank 1, and {SECRET}\n".encode())
     rank.send_signal(signal.SIGKILL)
@@ -179,6 +180,8 @@ def killed_rank(site: Site, tracking: str) -> None:
     outcome = store.outcome()
     assert outcome is not None
     assert (outcome.phase, outcome.cause) == ("failed", "Infrastructure"), outcome
+    where = next(pod.environment["DINOCTL_NODE"] for pod in site.workers if rank.pid in alive[pod.name])
+    assert (outcome.message, outcome.node) == (f"rank 1 on {where} was killed, or its machine is gone", where)
     assert store.claimed() == {"pod": "head", "node": "node-of-head"}
     assert (store.document() or {})["attempt"] == 1
     assert store.sources() == ["driver", "rank-00000", "rank-00001"]

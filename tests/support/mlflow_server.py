@@ -25,7 +25,7 @@ def serve(directory: Path, port: int) -> Iterator[str]:
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, *options],
-            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

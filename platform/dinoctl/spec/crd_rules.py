@@ -43,7 +43,6 @@ def job_rules() -> list[dict[str, str]]:
     name = {
         "rule": f"self.metadata.name.size() <= {MAX_NAME} && self.metadata.name.matches('{_NAME}')",
         "message": f"use lower-case letters, digits and '-' in the name, at most {MAX_NAME} characters",
-        "fieldPath": ".metadata.name",
     }
     never = [_frozen(field, "", "it is part of what the job is") for field in (*STAGES, "gate", "storage")]
     seed = _frozen("seed", "", "it is part of what the job is", default="0")
@@ -54,8 +53,12 @@ def job_rules() -> list[dict[str, str]]:
 
 def _frozen(field: str, unless: str, why: str, default: str = "") -> dict[str, str]:
     """``spec.FIELD`` stays as it is from the first attempt until the job has ended."""
-    here, before = f"self.spec.?{field}", f"oldSelf.spec.?{field}"
-    same = f"{here}.orValue({default}) == {before}.orValue({default})" if default else f"{here} == {before}"
+    here, before = f"self.spec.{field}", f"oldSelf.spec.{field}"
+    if default:
+        now, then = (f"(has({one}) ? {one} : {default})" for one in (here, before))
+        same = f"{now} == {then}"
+    else:
+        same = f"(has({here}) ? (has({before}) && {here} == {before}) : !has({before}))"
     begun = "has(oldSelf.status) && has(oldSelf.status.attempt)"
     ended = f"has(oldSelf.status.state) && oldSelf.status.state in {list(_ENDED)}"
     free = [f"!({begun})", ended, *([unless] if unless else [])]
