@@ -39,7 +39,7 @@ class ApiServer(Access):
         self.server.start()
         self.wait()
 
-    def wait(self, limit_s: float = 60) -> None:
+    def wait(self, limit_s: float = 300) -> None:
         """Until the API server is ready."""
         self.server.wait(lambda: answers(f"{self.url}/readyz", self.ca), limit_s)
 
@@ -61,7 +61,7 @@ class ApiServer(Access):
     def start_etcd(self) -> None:
         """On the same data."""
         self.etcd.start()
-        self.etcd.wait(lambda: answers(f"{self._etcd_url}/readyz"), 30)
+        self.etcd.wait(lambda: answers(f"{self._etcd_url}/readyz"), 120)
 
     def _program(self, name: str, *flags: str) -> Program:
         return Program([TOOLS[name].path, *flags], self.directory / "log" / f"{name}.log")

@@ -21,7 +21,7 @@ _PLURALS = {
     *("jobs", "rayjobs", "rayclusters", "clusterqueues", "cohorts", "localqueues", "resourceflavors", "workloads"),
     "workloads/status",
 }
-_LIMIT_S = 60
+_LIMIT_S = 300
 
 
 def start_kuberay(api: ApiServer) -> None:
