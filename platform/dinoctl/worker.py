@@ -22,7 +22,7 @@ from dinoctl.handover.attempt import PREEMPTED, Attempt
 from dinoctl.handover.attempts import AttemptStore
 from dinoctl.handover.capture import accompanied
 from dinoctl.handover.claim import claim
-from dinoctl.handover.outcome import Outcome, classify
+from dinoctl.handover.outcome import Outcome, classify, is_echo, telling
 from dinoctl.spec.errors import EnvironmentProblem
 from dinoctl.stages import STAGES
 
@@ -118,7 +118,20 @@ def _run(attempt: Attempt, path: Path) -> Outcome:
         return _alone(attempt)
     except BaseException as error:
         traceback.print_exc()
-        return AttemptStore.of(attempt).rank_error() or classify(attempt.number, error)
+        return _failed(AttemptStore.of(attempt), error)
+
+
+def _failed(store: AttemptStore, error: BaseException) -> Outcome:
+    """In the words of the rank that failed first. One that was killed could say nothing; of it Ray knows."""
+    told = store.rank_errors()
+    said = telling(told.values())
+    silent = [rank for rank in getattr(error, "worker_failures", {}) if rank not in told]
+    if silent and (said is None or is_echo(said)):
+        rank, nodes = min(silent), store.nodes()
+        node = nodes[rank] if rank < len(nodes) else ""
+        message = f"rank {rank}{node and f' on {node}'} was killed, or its machine is gone"
+        return Outcome(store.number, "failed", "Infrastructure", message, node=node)
+    return said or classify(store.number, error)
 
 
 def _alone(attempt: Attempt) -> Outcome:
@@ -226,7 +239,10 @@ def _work(attempt: Attempt, rank: int) -> None:
     torch.set_num_threads(compute.threads_per_worker)
     device = train.torch.get_device() if compute.gpus_per_worker else torch.device("cpu")
     context = ProcessContext(device, attempt.stop_file, warned=preemption_notice)
-    context.sink = ProgressFile(attempt, context.gather(_node()) if attempt.cluster else ()).write
+    nodes = context.gather(_node()) if attempt.cluster else []
+    if nodes and rank == 0:
+        AttemptStore.of(attempt).write_nodes(nodes)
+    context.sink = ProgressFile(attempt, nodes).write
     result = STAGES[attempt.spec.kind].load()(attempt, context)
     if rank == 0:
         AttemptStore.of(attempt).write_result(_told(attempt, context, result))

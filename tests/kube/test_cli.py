@@ -24,6 +24,7 @@ spec:
     data: {source: s3://b/d}
     steps: 100
 """
+JOBS = ("digits-pack", "digits-pretrain", "digits-highres", "digits-distill", "digits-evaluate")
 Run = Callable[..., Said]
 
 
@@ -64,8 +65,10 @@ def test_to_submit_twice_is_to_submit_once(run: Run, client: HttpApi, namespace:
     assert (said.code, [line.split()[1] for line in said.lines]) == (0, ["unchanged"] * 5)
     assert version(client, namespace) == before
     said = run("status", "-n", namespace)
-    assert len(said.lines) == 1 + 5 + 5
-    assert said.lines[-1].endswith("submitted; the operator has not looked at it yet")
+    shown = [line.split()[0] for line in said.lines[1:6]]
+    assert shown[:2] == ["digits-pack", "digits-pretrain"], "parents first"
+    assert set(shown) == set(JOBS)
+    assert said.lines[6:] == [f"{', '.join(shown)}: submitted; the operator has not looked at it yet"]
 
 
 def test_a_dry_run_is_judged_by_the_server_and_leaves_nothing(run: Run, client: HttpApi, namespace: str) -> None:
@@ -102,7 +105,7 @@ def test_what_may_not_change_any_more_is_told_with_its_line(run: Run, client: Ht
     assert said.code == 2
     assert said.err == (
         "error: job.yaml:5:3: spec.pretrain: cannot change once the job has started: it is part of what the job is "
-        "(teacher is Running); give it a new name\n"
+        "(teacher is Running); give it a new name, or restart it when it has ended\n"
     )
     status(client, namespace, "teacher", attempt=1, state="Failed")
     said = run("submit", file, "--restart", "teacher", "-n", namespace)
@@ -115,7 +118,7 @@ def test_what_only_the_server_refuses_is_told_with_its_line(run: Run, client: Ht
         "submit", write(JOB.replace("{name: teacher}", "{name: teacher, labels: {a: 'not a value!'}}")), "-n", namespace
     )
     assert said.code == 2
-    assert said.err.startswith("error: job.yaml:3:25: metadata.labels: ")
+    assert said.err.startswith("error: job.yaml:3:27: metadata.labels: ")
     assert "not a value!" in said.err
     assert client.list(DINOJOBS, namespace)[0] == []
 

@@ -17,7 +17,9 @@ import pytest
 import torch
 
 from dinoctl.data.storage import open_storage
-from dinoctl.handover.ledger import Commit, Ledger
+from dinoctl.handover.attempts import AttemptStore
+from dinoctl.handover.ledger import CHECKPOINTS, Commit, Ledger
+from dinoctl.handover.outcome import Outcome
 from dinoctl.training.engines.base import Slice
 from dinoctl.training.ledger import Checkpoint, LedgerWriter, WriterIdentity
 from support.s3server import S3Server
@@ -176,32 +178,49 @@ def wanted(ledger: Ledger) -> set[str]:
 
 
 ATTEMPT = """
-import sys
+import os, sys
 sys.path.insert(0, sys.argv[1])
 from test_ledger_processes import SMALL, begin, write
 from dinoctl.data.storage import open_storage
-from dinoctl.handover.ledger import FencedError, Ledger
+from dinoctl.handover.attempts import AttemptStore
+from dinoctl.handover.ledger import CHECKPOINTS, FencedError, Ledger
+from dinoctl.handover.outcome import Outcome, classify
 
 uri, attempt, steps = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-ledger = Ledger(open_storage(uri))
+store, ledger = AttemptStore(open_storage(uri), attempt), Ledger(open_storage(f"{uri}/{CHECKPOINTS}"))
+if not store.claim({"pod": str(os.getpid())}):
+    store.refuse(Outcome(attempt, "failed", "Preempted", "started twice"))
+    sys.exit(4)
 step = begin(ledger, attempt)
 print("from", step, flush=True)
 try:
     for step in range(step + 1, step + 1 + steps):
         write(ledger, step, attempt, keep=9999, size=SMALL)
         print("wrote", step, flush=True)
+    store.write_outcome(Outcome(attempt, "succeeded", step=step))
 except FencedError as error:
     print(error, flush=True)
+    store.write_outcome(classify(attempt, error))
     sys.exit(3)
 """
 
 
 def test_two_attempts_at_once(s3: str) -> None:
-    """The old one goes on writing when the new one has begun (seen on a real cluster after a preemption)."""
-    uri = f"{s3}/job/checkpoints"
-    ledger = Ledger(open_storage(uri))
+    """The old one goes on writing when the new one has begun, and is itself started a second time (both seen on a real
+    cluster after a preemption).
+    """
+    uri = f"{s3}/job"
+    ledger = Ledger(open_storage(f"{uri}/{CHECKPOINTS}"))
+    first, second = (AttemptStore(open_storage(uri), number) for number in (1, 2))
     with process(ATTEMPT, uri, "1", "9999") as old:
         until(lambda: len(ledger.steps()) >= 2)
+        with process(ATTEMPT, uri, "1", "9999") as again:
+            output, _ = again.communicate(timeout=240)
+            assert again.returncode == 4, output
+        assert first.claimed() == {"pod": str(old.pid)}
+        refused = first.outcome()
+        assert refused is not None
+        assert refused.message == "started twice"
         with process(ATTEMPT, uri, "2", "6") as new:
             lines, _ = old.communicate(timeout=240)
             assert old.returncode == 3, lines
@@ -213,6 +232,8 @@ def test_two_attempts_at_once(s3: str) -> None:
     assert set(by) == set(range(1, max(by) + 1))
     assert list(by.values()) == sorted(by.values()), "the old one commits nothing after the new one"
     assert set(by.values()) == {1, 2}
+    assert first.outcome() == Outcome(1, "failed", "Stopped", "attempt 1 was replaced by attempt 2")
+    assert second.outcome() == Outcome(2, "succeeded", step=max(by))
     assert begin(ledger, 3) == max(by)
     assert list(ledger.storage.list()) == sorted(wanted(ledger))
 

@@ -78,7 +78,7 @@ def serve(directory: Path, namespace: str, name: str) -> Iterator[ConfigMap]:
     key = _certificate(directory)
     (directory / "token").write_text("first-token\n")
     held = ConfigMap(f"/api/v1/namespaces/{namespace}/configmaps/{name}", directory)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(held))
+    server = _Server(("127.0.0.1", 0), _handler(held))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(directory / "ca.crt", key)
     server.socket = context.wrap_socket(server.socket, server_side=True)
@@ -91,6 +91,11 @@ def serve(directory: Path, namespace: str, name: str) -> Iterator[ConfigMap]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that is killed or gives up is not our affair."""
 
 
 def _handler(held: ConfigMap) -> type[BaseHTTPRequestHandler]:

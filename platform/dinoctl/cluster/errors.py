@@ -78,6 +78,10 @@ _CLASSES: dict[int, type[ApiError]] = {
 }
 
 
+_UNTYPED = "failed to create typed patch object"
+"""Server-side apply's word for a field of another type than the schema's."""
+
+
 def error_of(what: str, status: int, body: bytes | dict[str, Any], retry_after: str | None = None) -> ApiError:
     """The error that an answer means. ``body`` is a Status object, or whatever a proxy in between wrote."""
     document = body if isinstance(body, dict) else _parsed(body)
@@ -88,6 +92,8 @@ def error_of(what: str, status: int, body: bytes | dict[str, Any], retry_after: 
         cls = Exists
     elif reason in ("Expired", "Gone"):
         cls = Gone
+    elif status == 500 and message.startswith(_UNTYPED):  # the user's mistake, whatever the number says
+        cls, message = Invalid, message.removeprefix(_UNTYPED).partition("): ")[2] or message
     if status == 401:
         message = "the API server does not accept these credentials; log in again"
     delay = float(retry_after) if retry_after and retry_after.isdigit() else None

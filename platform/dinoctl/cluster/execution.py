@@ -38,7 +38,7 @@ def execution(
         return Execution(attempt.number, phase, now, cause, message)
 
     ending = [pod for pod in pods if alive(pod, now)]
-    if preempted is None and took_machines(rayjob, attempt):
+    if preempted is None and took_machines(rayjob, workload, attempt):
         preempted = eviction(workload)
     if preempted is not None or rayjob is None:
         if ending and outcome is None:
@@ -61,13 +61,16 @@ def execution(
     return seen(Phase.PENDING, message="KubeRay has not looked at it yet")
 
 
-def took_machines(rayjob: Object | None, attempt: Attempt) -> bool:
-    """Kueue suspends what had run: it may admit it again at any moment, but an attempt runs once."""
+def took_machines(rayjob: Object | None, workload: Object | None, attempt: Attempt) -> bool:
+    """Kueue suspends what had run: it may admit it again at any moment, but an attempt runs once.
+
+    KubeRay's startTime proves nothing: a RayJob that was never admitted goes through Initializing to Suspended too.
+    """
     if rayjob is None or finished(rayjob):
         return False
     status = rayjob.get("status") or {}
     suspended = rayjob["spec"].get("suspend") or status.get("jobDeploymentStatus") in _SUSPENDED
-    return bool(suspended and (attempt.started_at is not None or status.get("startTime")))
+    return bool(suspended and (attempt.started_at is not None or condition(workload, "Evicted").get("status")))
 
 
 def finished(rayjob: Object) -> bool:

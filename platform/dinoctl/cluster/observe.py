@@ -126,7 +126,7 @@ class Eyes:
         key = key_of(body)
         pods = [pod for pod in self.view.pods.of(*key) if attempt_of(pod) == live.number]
         workload = _workload(self.view.workloads.of(key.namespace, rayjob["metadata"]["name"])) if rayjob else None
-        took = took_machines(rayjob, live)
+        took = took_machines(rayjob, workload, live)
         on_record = record.preempted and record.preempted.attempt == live.number and record.preempted.message
         outcome = None
         if rayjob is None or took or on_record or finished(rayjob):

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from dinoctl.cluster import finalizer
 from dinoctl.cluster.act import Hands
-from dinoctl.cluster.documents import Documents
+from dinoctl.cluster.documents import Documents, Memo
 from dinoctl.cluster.errors import NotFound
 from dinoctl.cluster.events import Events, Happening
 from dinoctl.cluster.failures import ended
@@ -21,7 +21,7 @@ from dinoctl.cluster.family import Kin
 from dinoctl.cluster.objects import Key, annotations_of, deleting, uid_of
 from dinoctl.cluster.observe import Eyes
 from dinoctl.cluster.protocol import Api, Object
-from dinoctl.cluster.record import Record, read_record
+from dinoctl.cluster.record import Record, begun_life, read_record
 from dinoctl.cluster.reports import Reports
 from dinoctl.cluster.resources import CONFIGMAPS
 from dinoctl.cluster.round import Round, Tools
@@ -55,7 +55,7 @@ class Reconciler:
         tracking: Callable[[str], Tracking] = Tracking,
     ) -> None:
         self._api, self._view, self._config, self._metrics, self._clock = api, view, config, metrics, clock
-        self._kin, self._snapshots = Kin(), _Snapshots(api)
+        self._kin, self._snapshots, self._memo = Kin(), _Snapshots(api), Memo()
         eyes = Eyes(api, view)
         self._tools = Tools(
             api,
@@ -133,7 +133,7 @@ class Reconciler:
                 self._metrics.attempt_ended(str(attempt.cause))
 
     def _documents(self, namespace: str) -> Documents:
-        return Documents(lambda name: self._view.jobs.get(namespace, name), self._snapshots.begun)
+        return Documents(lambda name: self._view.jobs.get(namespace, name), self._snapshots.begun, self._memo)
 
 
 class _Snapshots:
@@ -150,18 +150,15 @@ class _Snapshots:
 
     def begun(self, body: Object) -> Snapshot | None:
         """See ``documents.Begun``."""
-        try:
-            record = read_record(body)
-        except ValueError:
+        life = begun_life(body)
+        if life is None:
             return None
-        if not record.begun or record.status is None:
-            return None
-        key = (uid_of(body), record.life)
+        key = (uid_of(body), life[0])
         with self._lock:
             found = self._held.get(key)
         if found is None:
             found = self._read(body)
-        if found is None or (found.life, found.job.spec_hash) != (record.life, record.status.spec_hash):
+        if found is None or (found.life, found.job.spec_hash) != life:
             return None
         with self._lock:
             self._held[key] = found

@@ -92,5 +92,14 @@ def read_record(body: Object) -> Record:
         raise ValueError(f"status.lifecycle is damaged ({type(error).__name__}: {error})") from error
 
 
+def begun_life(body: Object) -> tuple[str, str] | None:
+    """Name and spec hash of the life that an object has begun, without reading all of its memory."""
+    memory = (body.get("status") or {}).get("lifecycle") or {}
+    if not isinstance(memory, dict) or memory.get("beganAt") is None:
+        return None
+    first, spec_hash = memory.get("firstAttempt", 1), memory.get("specHash")
+    return (life_name(first), spec_hash) if isinstance(first, int) and isinstance(spec_hash, str) else None
+
+
 def _fields(promotion: Promotion) -> dict[str, Any]:
     return {name: getattr(promotion, name) for name in promotion.__dataclass_fields__}

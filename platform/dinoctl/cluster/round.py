@@ -163,9 +163,16 @@ class Round:
     def _save(self, after: Record, *, lazily: bool = False) -> None:
         """Compare and set. What says nothing new isn't written, and what only counts steps waits its turn."""
         wishes, look, before = self._wishes, self._look, self.record
-        job = wishes.job or wishes.begun
         picture = Picture(
-            self._body, after, job, wishes.profile, self._parents, look.execution, self._trouble, look.edited
+            self._body,
+            after,
+            wishes.job or wishes.begun,
+            wishes.profile,
+            self._parents,
+            look.execution,
+            self._trouble,
+            look.edited,
+            wishes.profile_name,
         )
         patch = merge_patch(self._body.get("status") or {}, status_of(picture, self._now))
         if not patch or (lazily and only_progress(before.status, after.status, patch)):

@@ -39,6 +39,7 @@ class Picture:
     execution: Execution | None = None
     trouble: Trouble | None = None
     edited: bool = False
+    profile_name: str = ""
 
 
 def status_of(picture: Picture, now: float) -> dict[str, Any]:
@@ -121,6 +122,9 @@ def _state(picture: Picture) -> str:
     status = picture.record.status
     if picture.trouble and not (status and (status.outcome or status.live)):
         return picture.trouble.state
+    preempted = picture.record.preempted
+    if status and status.live and preempted and preempted.attempt == status.live.number:
+        return "Stopping"
     return "Starting" if _starting(picture) else state_of(status)
 
 
@@ -129,7 +133,7 @@ def _message(picture: Picture) -> str:
     if trouble and not (status and status.outcome):
         return trouble.message
     if _starting(picture) and picture.execution and picture.execution.message and status and status.live:
-        return f"attempt {status.live.number} is starting: {picture.execution.message}"
+        return f"attempt {status.live.number}: {picture.execution.message}"
     return explain(status) + ("; somebody changed its RayJob" if picture.edited else "")
 
 
@@ -144,8 +148,9 @@ def _columns(picture: Picture) -> dict[str, Any]:
     job, status = picture.job, picture.record.status
     newest = status.attempts[-1] if status and status.attempts else None
     fields: dict[str, Any] = {"queue": picture.profile.queue if picture.profile else None}
+    fields["profile"] = picture.profile_name
     if job is not None:
-        fields |= {"stage": job.kind, "workers": job.spec.compute.workers, "profile": job.spec.profile}
+        fields |= {"stage": job.kind, "workers": job.spec.compute.workers}
     if newest is not None:
         name = picture.body["metadata"]["name"]
         fields |= {"attempt": newest.number, "rayJob": names.rayjob_name(name, newest.spec_hash, newest.number)}

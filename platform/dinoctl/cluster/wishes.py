@@ -30,6 +30,7 @@ class Wishes:
     job: ResolvedJob | None
     begun: ResolvedJob | None
     profile: Profile | None
+    profile_name: str
     trouble: Trouble | None
     restart: str
     cancel: bool
@@ -51,6 +52,7 @@ def read_wishes(body: Object, record: Record, documents: Documents, config: Oper
         job=None if problem else reading.job,
         begun=reading.begun,
         profile=profile,
+        profile_name=_name(reading.job or reading.begun, config),
         trouble=Trouble(ConditionType.VALIDATED, "SpecError", problem) if problem else None,
         restart="" if token == record.restart else token,
         cancel=deleting(body) or notes.get(names.CANCEL) == "true",
@@ -79,11 +81,11 @@ def _profile(reading: Reading, config: OperatorConfig) -> tuple[Profile | None, 
     job = reading.job or reading.begun
     if job is None:
         return None, reading.problem
-    name, known = job.spec.profile or config.default_profile, ", ".join(sorted(config.profiles))
-    profile = config.profiles.get(name) if name else None
+    name, known = _name(job, config), ", ".join(sorted(config.profiles))
+    profile = config.profiles.get(name)
     if reading.problem:
         return profile, reading.problem
-    if name is None:
+    if not name:
         return None, f"spec.profile: required field is missing; profiles here: {known}"
     if profile is None:
         return None, f"spec.profile: no profile named {name!r}; profiles here: {known}"
@@ -92,6 +94,10 @@ def _profile(reading: Reading, config: OperatorConfig) -> tuple[Profile | None, 
     except Refused as error:
         return profile, str(error)
     return profile, ""
+
+
+def _name(job: ResolvedJob | None, config: OperatorConfig) -> str:
+    return (job.spec.profile if job else None) or config.default_profile or ""
 
 
 DocumentsOf = Callable[[str], Documents]

@@ -5,6 +5,7 @@
     attempts/0003/outcome.json, refused.json  how it ended; that somebody started it again
     attempts/0003/result.json                 rank 0's word to the driver
     attempts/0003/error-rank-00002.json       what a rank failed of
+    attempts/0003/nodes.json                  where each rank runs
     attempts/0003/logs/rank-00002/000000.log  output; the last chunk grows until it is full
     attempts/0003/metrics.json                the last points
 
@@ -13,7 +14,7 @@ scratch directory (where claim and log are the executor's own affair).
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dinoctl.data.errors import NotFoundError
@@ -23,7 +24,7 @@ from dinoctl.handover.outcome import Outcome, classify, telling
 
 ATTEMPTS = "attempts"
 _CLAIM, _DOCUMENT, _OUTCOME, _REFUSED = "claim.json", "attempt.json", "outcome.json", "refused.json"
-_RESULT, _METRICS = "result.json", "metrics.json"
+_RESULT, _METRICS, _NODES = "result.json", "metrics.json", "nodes.json"
 _ERROR, _LOGS = "error-rank-", "logs/"
 
 
@@ -96,7 +97,21 @@ class AttemptStore:
 
     def rank_error(self) -> Outcome | None:
         """The telling error of all ranks: one rank's mistake makes the others fail with broken connections."""
-        return telling(found for key in self._at.list(_ERROR) if (found := self._outcome(key)))
+        return telling(self.rank_errors().values())
+
+    def rank_errors(self) -> dict[int, Outcome]:
+        """Of each rank that could say what it failed of."""
+        found = {key: self._outcome(key) for key in self._at.list(_ERROR)}
+        return {int(key[len(_ERROR) :].split(".")[0]): outcome for key, outcome in found.items() if outcome}
+
+    def write_nodes(self, nodes: Sequence[str]) -> None:
+        """By rank."""
+        self._at.write(_NODES, json.dumps(list(nodes)).encode())
+
+    def nodes(self) -> list[str]:
+        """See ``write_nodes``; nothing before rank 0 has begun."""
+        found: list[str] = self._json(_NODES) or []
+        return found
 
     def write_metrics(self, points: list[dict[str, Any]]) -> None:
         """The last points: step, time, metrics."""

@@ -79,7 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
     attempt = Attempt.read(options.job)
     output = OutputLog(attempt, options.source, options.file)
     reports = Reports(attempt, output.say) if options.reports else None
-    while not _over(options.parent):
+    watched = _opened(options.parent)
+    while not _over(watched):
         output.look()
     if reports is not None:
         reports.end()
@@ -90,9 +91,19 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _over(parent: int) -> bool:
-    told, _, _ = select.select([sys.stdin], [], [], _LOOK_S)
-    return bool(told) or os.getppid() != parent
+def _opened(parent: int) -> int | None:
+    """Readable once the process has ended; None: it has already."""
+    try:
+        return os.pidfd_open(parent)
+    except ProcessLookupError:
+        return None
+
+
+def _over(watched: int | None) -> bool:
+    if watched is None:
+        return True
+    told, _, _ = select.select([sys.stdin, watched], [], [], _LOOK_S)
+    return bool(told)
 
 
 if __name__ == "__main__":

@@ -52,8 +52,11 @@ class Outcome:
 
 
 def classify(attempt: int, error: BaseException, node: str = "") -> Outcome:
-    """Whose fault an exception is: the user's, the surroundings', a newer attempt's, or a bug's. ``node``: where."""
-    return replace(_classify(attempt, error), node=node)
+    """Whose fault an exception is: the user's, the surroundings', a newer attempt's, or a bug's. ``node``: where, which
+    says nothing of an echo.
+    """
+    outcome = _classify(attempt, error)
+    return outcome if is_echo(outcome) else replace(outcome, node=node)
 
 
 def _classify(attempt: int, error: BaseException) -> Outcome:
@@ -89,6 +92,10 @@ def telling(errors: Iterable[Outcome]) -> Outcome | None:
     return min(errors, key=_telling, default=None)
 
 
-def _telling(outcome: Outcome) -> tuple[bool, int, bool]:
+def is_echo(outcome: Outcome) -> bool:
     """A broken connection is only the echo of another rank's end."""
+    return outcome.cause == "Infrastructure" and _PEER.search(outcome.message) is not None
+
+
+def _telling(outcome: Outcome) -> tuple[bool, int, bool]:
     return not outcome.environment, _GRAVITY.index(outcome.cause), _PEER.search(outcome.message) is not None

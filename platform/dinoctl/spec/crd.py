@@ -26,7 +26,7 @@ _COLUMNS = (
 )
 _WIDE = (
     ("Attempt", "integer", ".status.attempt", "Newest attempt"),
-    ("Parent", "string", ".status.parents[*].name", "Jobs that it waits for"),
+    ("Parent", "string", ".status.parents[0].name", "Job that it waits for, the first one"),
     ("Model version", "string", ".status.model.version", "Version that was registered"),
     ("Reason", "string", ".status.message", "What happens next, and why"),
 )

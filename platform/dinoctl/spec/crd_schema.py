@@ -44,7 +44,7 @@ class Structural:
     def _union(self, options: list[Node]) -> Node:
         given = [option for option in options if option.get("type") != "null"]
         if len(given) < len(options):
-            return {**self.node(given[0] if len(given) == 1 else {"anyOf": given}), "nullable": True}
+            return {**_without_enum(self.node(given[0] if len(given) == 1 else {"anyOf": given})), "nullable": True}
         if len(given) == 1:
             return self.node(given[0])
         if all("$ref" in option for option in given):
@@ -76,6 +76,17 @@ class Structural:
         if kind == "object":
             return {"additionalProperties": self.node(raw["additionalProperties"]), "maxProperties": _MAX_KEYS}
         return {"format": "int64"} if kind == "integer" else {}
+
+
+def _without_enum(node: Node) -> Node:
+    """The API server refuses null where there is an enum, even one that lists it; limits it does not apply to null."""
+    values = node.get("enum")
+    if values is None:
+        return node
+    rest = {key: value for key, value in node.items() if key != "enum"}
+    if node["type"] == "integer":  # a whole range
+        return {**rest, "minimum": min(values), "maximum": max(values)}
+    return {**rest, "pattern": f"^({'|'.join(values)})$", "maxLength": max(map(len, values))}
 
 
 def _limits(raw: Node) -> Node:

@@ -75,6 +75,7 @@ def test_result_and_errors_of_ranks(store: AttemptStore) -> None:
     assert store.result() == Outcome(3, "succeeded", step=5)
     store.write_rank_error(0, RuntimeError("[gloo] Connection closed by peer"), "node-a")
     store.write_rank_error(1, SystemExit(1), "node-a")
+    assert store.rank_errors()[0].node == "", "another rank's end is no fault of this node"
     bug = ValueError("shape")
     store.write_rank_error(2, bug, "node-b")
     assert store.rank_error() == classify(3, bug, "node-b")
@@ -83,6 +84,12 @@ def test_result_and_errors_of_ranks(store: AttemptStore) -> None:
     told = store.rank_error()
     assert told is not None
     assert (told.cause, told.message, told.node) == ("Spec", "bad value", "node-c")
+
+
+def test_where_ranks_run(store: AttemptStore) -> None:
+    assert store.nodes() == []
+    store.write_nodes(["node-b", "node-a", "node-a"])
+    assert store.nodes() == ["node-b", "node-a", "node-a"]
 
 
 def test_a_log_is_followed_while_it_grows(store: AttemptStore) -> None:

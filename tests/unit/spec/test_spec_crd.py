@@ -99,5 +99,5 @@ def test_columns() -> None:
     ]
     assert [name for name, priority in shown.items() if priority] == ["Attempt", "Parent", "Model version", "Reason"]
     for column in VERSION["additionalPrinterColumns"]:
-        path = column["jsonPath"].replace("[*]", ".items")
+        path = column["jsonPath"].replace("[0]", ".items")
         assert path in ALL or path == ".metadata.creationTimestamp"

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from test_training_loop import Run
 
 from dinoctl.training.context import ProcessContext
-from dinoctl.training.stopping import SLOW_S, Cadence, Notice, StopRequest, grace_s
+from dinoctl.training.stopping import SLOW_S, Cadence, Notice, StopRequest, grace_s, read_stop_file
 from support.ranks import run_ranks
 
 WORLD = 2
@@ -85,6 +85,17 @@ def two_ranks(rank: int, root: Path) -> None:
     dist.barrier()
     step, request = heard(slow, 3)
     assert (step, request is not None and request.preempted) == (1, False)
+
+    # The file of a pod's preStop hook, on one machine alone.
+    own = root / f"pod-{rank}" / "stop"
+    own.parent.mkdir()
+    if rank == 1:
+        own.write_text("preempted\n")
+    dist.barrier()
+    podded = ProcessContext(device, own, clock=Clock(10.0))
+    assert podded.gather(f"node-{rank}") == ["node-0", "node-1"]
+    step, request = heard(podded, 3)
+    assert (step, request is not None and request.preempted) == (2, True)
 
     # Only one rank hears, with a deadline; the other one learns of both, and who hears may be different every time.
     for hearer in range(WORLD):
@@ -163,3 +174,17 @@ def test_without_a_known_grace_nothing_is_told(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.go()
     assert [report.warning for report in run.reports] == [""] * len(run.reports)
+
+
+def test_what_a_stop_file_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "stop"
+    assert read_stop_file(path) is None
+    path.touch()
+    at = path.stat().st_mtime
+    assert read_stop_file(path) == Notice(at)
+    monkeypatch.delenv("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", raising=False)
+    path.write_text("preempted\n")
+    at = path.stat().st_mtime
+    assert read_stop_file(path) == Notice(at, preempted=True)
+    monkeypatch.setenv("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "60")
+    assert read_stop_file(path) == Notice(at, preempted=True, deadline=at + 60)

@@ -16,7 +16,7 @@ from torch import Tensor
 from dinoctl.data.batch import Batch
 from dinoctl.data.storage import open_storage
 from dinoctl.handover.ledger import Ledger
-from dinoctl.handover.progress import Progress
+from dinoctl.handover.progress import Head, Progress
 from dinoctl.objective import SoftmaxCenter
 from dinoctl.spec.recipe import LearningRate, Losses, Optimizer, Schedules, TeacherTemperature
 from dinoctl.training.context import ProcessContext
@@ -178,6 +178,10 @@ def test_progress_is_reported(undisturbed: Run) -> None:
         assert report.eta_s == pytest.approx((STEPS - report.step) * BATCH / report.images_per_s)
         assert report.loss == undisturbed.recorded[report.step]["loss"]
     assert [report.checkpoint_step for report in reports] == [0, 0, 0, 4, 4, 8, 8, 12]
+    assert reports[0].head is None
+    commit = undisturbed.ledger.commit(12)
+    assert commit is not None
+    assert reports[-1].head == Head(12, commit.written_at, 1), "what is committed, not what is on its way"
 
 
 @pytest.mark.parametrize(("asked", "stops"), [(1, 5), (4, 5), (5, 10), (6, 10)])

@@ -58,11 +58,15 @@ def _table(rows: Sequence[Row]) -> None:
         table.add_row(*(line[i] for i in used))
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
+    reasons: dict[str, list[str]] = {}
     for row in rows:
         if row.state != "Complete" and row.why:
-            console.print(f"[bold]{row.name}[/]: {_plain(row.why)}", highlight=False, soft_wrap=True)
+            reasons.setdefault(row.why, []).append(row.name)
+    for why, names in reasons.items():
+        console.print(f"[bold]{', '.join(names)}[/]: {_plain(why)}", highlight=False, soft_wrap=True)
+    for row in rows:
         if row.state in ("Failed", "Retrying") and row.last_failure and row.last_failure.get("bundle"):
-            console.print(f"  more: dinoctl explain {row.name} -n {row.namespace}", highlight=False, soft_wrap=True)
+            console.print(f"more: dinoctl explain {row.name} -n {row.namespace}", highlight=False, soft_wrap=True)
 
 
 def _plain(text: str) -> str:

@@ -124,13 +124,11 @@ def _problems(job: LoadedJob, error: Invalid, old: Object | None) -> list[Proble
 
 
 def _worded(name: str, message: str, old: Object | None) -> str:
-    text = message.removeprefix("Invalid value: ").strip()
+    """Without Kubernetes' preface; a value that is a whole section is only named by its kind there."""
+    text = message.removeprefix("Invalid value: ").removeprefix('"object": ').strip()
     if "cannot change once the job has started" not in text or old is None:
         return text
-    now = state(old)
-    return (
-        f"{text.split(': ', 1)[-1] if text.startswith(('object', '{')) else text} ({name} is {now}); give it a new name"
-    )
+    return f"{text} ({name} is {state(old)}); give it a new name, or restart it when it has ended"
 
 
 def _path(field: str) -> Path:

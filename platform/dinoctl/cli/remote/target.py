@@ -66,12 +66,12 @@ class Cluster:
     namespace: str
 
     def jobs(self) -> "list[Object]":
-        """All DinoJobs, oldest first."""
+        """All DinoJobs, parents before children, the oldest first."""
         from dinoctl.cluster.resources import DINOJOBS
 
         with told():
             found, _ = self.api.list(DINOJOBS, self.namespace)
-        return sorted(found, key=lambda job: (job["metadata"].get("creationTimestamp") or "", job["metadata"]["name"]))
+        return _parents_first(found)
 
     def job(self, name: str) -> "Object":
         """One.
@@ -104,6 +104,20 @@ class Cluster:
             if names
             else ", which has no jobs; dinoctl submit FILE starts some"
         )
+
+
+def _parents_first(found: "list[Object]") -> "list[Object]":
+    from graphlib import CycleError, TopologicalSorter
+
+    from dinoctl.cluster.documents import parents_of
+
+    oldest = sorted(found, key=lambda job: job["metadata"].get("creationTimestamp") or "")
+    by_name = {job["metadata"]["name"]: job for job in oldest}
+    above = {name: [one for one in parents_of(job) if one in by_name] for name, job in by_name.items()}
+    try:
+        return [by_name[name] for name in TopologicalSorter(above).static_order()]
+    except CycleError:
+        return oldest
 
 
 def open_cluster(where: Where) -> Cluster:
