@@ -1,4 +1,5 @@
 # Two commands do everything on a fresh machine (Python 3.11+, pip, gcc, make): make demo, make test.
+# The tests on Kubernetes need more, and say so where it is not there: make kube-tools builds what can be built.
 VENV := .venv
 PYTHON ?= python3
 BIN := $(CURDIR)/$(VENV)/bin
@@ -6,13 +7,15 @@ export DS_BUILD_OPS = 0
 
 BENCH := .venv-benchmark
 
-.PHONY: benchmark benchmark-pipeline benchmark-streaming demo test check unit local environment lock schema reference clean
+.PHONY: benchmark benchmark-pipeline benchmark-streaming demo test check unit local kube cluster cluster-shell kube-tools environment golden lock schema reference clean
 
 demo: environment
 	$(BIN)/dinoctl run jobs/digits.yaml
 
+# Kubernetes last: where it is required, its programs are built in the meantime (.ci/run).
 test: environment check
 	$(BIN)/pytest tests/unit tests/local
+	$(MAKE) kube cluster
 
 # Everything that needs no running: style, types, layers.
 check: environment
@@ -26,6 +29,27 @@ unit: environment
 
 local: environment
 	$(BIN)/pytest tests/local
+
+# A real API server and etcd; no root. Skipped, with the reason in pytest's summary, where the programs are not built, since
+# building them takes a quarter of an hour; with DINOCTL_REQUIRE_CLUSTER=1 they are built first, and nothing is skipped.
+REQUIRED := $(if $(filter 1,$(DINOCTL_REQUIRE_CLUSTER)),kube-tools)
+
+kube: environment $(REQUIRED)
+	$(BIN)/pytest tests/kube
+
+# A real node that runs pods, with KubeRay and Kueue: needs root, and of Debian's packages containerd, runc,
+# containernetworking-plugins, iptables, conntrack, iproute2 and openssl.
+cluster: environment $(REQUIRED)
+	$(BIN)/pytest tests/cluster
+
+# A shell with KUBECONFIG set, for as long as the cluster lives.
+cluster-shell: environment kube-tools
+	PYTHONPATH=platform:tests $(BIN)/python -m support.kube.cluster
+
+# Needs Go 1.26. Cached by version in $XDG_CACHE_HOME/dinoctl-kube (1 GB); nothing but Python's own library is
+# used, so that it can run before the environment is there.
+kube-tools:
+	PYTHONPATH=tests $(PYTHON) -m support.kube.build
 
 environment: $(VENV)/.installed
 
@@ -43,6 +67,16 @@ lock:
 
 schema: environment
 	$(BIN)/dinoctl schema > jobs/dinojob.schema.json
+	$(BIN)/dinoctl schema --crd > manifests/crd.yaml
+
+# What the operator would make of jobs/, for tests to compare with.
+.PHONY: golden manifests
+golden: environment
+	PYTHONPATH=platform:tests $(BIN)/python -m support.rendering
+
+# Needs the Helm of the tests (make kube-tools).
+manifests: environment
+	PYTHONPATH=platform:tests $(BIN)/python -m support.chart
 
 reference: environment
 	$(BIN)/python -m dinoctl.spec.reference > docs/reference.md

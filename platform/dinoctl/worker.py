@@ -105,13 +105,14 @@ def _node() -> str:
 
 def _run(attempt: Attempt, path: Path) -> Outcome:
     from dinoctl.handover.output import read_output
-    from dinoctl.handover.storages import check_storages
+    from dinoctl.handover.storages import check_datasets, check_storages
 
     try:
         done = read_output(attempt.storage)
         if done is not None and done.spec_hash == attempt.spec_hash:
             return Outcome(attempt.number, "succeeded", step=done.step)  # an earlier attempt died after its proof
         check_storages([attempt.storage_uri], [attempt.spec])
+        check_datasets([attempt.spec])
         if STAGES[attempt.spec.kind].distributed:
             return _in_group(attempt, path)
         return _alone(attempt)

@@ -71,7 +71,8 @@ def trained(prototypes: int) -> Engine:
     from dinoctl.training.context import ProcessContext
     from dinoctl.training.engines.build import build_engine
     from dinoctl.training.groups import parameter_groups
-    from dinoctl.training.learner import build_network, pretraining_learner
+    from dinoctl.training.learner import pretraining_learner
+    from dinoctl.training.networks import build_network
 
     config = ViTConfig(embed_dim=384, depth=8, num_heads=6, patch_size=14, img_size=28)
     heads = Heads(dino=Head(prototypes=prototypes, hidden=2048, bottleneck=256), ibot=None)

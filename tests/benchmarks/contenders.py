@@ -40,7 +40,8 @@ def dinoctl(settings: Settings, drop_path: float, options: dict[str, Any]) -> St
     from dinoctl.training.engines.build import build_engine
     from dinoctl.training.execution import set_execution
     from dinoctl.training.groups import apply, parameter_groups
-    from dinoctl.training.learner import build_network, pretraining_learner
+    from dinoctl.training.learner import pretraining_learner
+    from dinoctl.training.networks import build_network
     from dinoctl.training.schedules import StepValues
 
     config = ViTConfig(

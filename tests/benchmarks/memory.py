@@ -40,7 +40,8 @@ from dinoctl.training.engines import zero
 from dinoctl.training.engines.base import Engine
 from dinoctl.training.engines.build import build_engine
 from dinoctl.training.groups import parameter_groups
-from dinoctl.training.learner import Learner, blank_network, distillation_learner, pretraining_learner
+from dinoctl.training.learner import Learner, distillation_learner, pretraining_learner
+from dinoctl.training.networks import blank_network
 from dinoctl.training.weights import Tensors, learner_tensors
 
 ENGINES = ("ddp", "fsdp", "zero1", "zero2", "zero3")

@@ -6,6 +6,7 @@ the knobs of each; streaming.py holds those that are used.
 
 from __future__ import annotations
 
+import importlib
 import importlib.machinery
 import io
 import json
@@ -26,6 +27,8 @@ import psutil
 from PIL import Image
 
 BATCH = 32
+BLOCK = 64  # steps whose order is computed together
+MARK = 64  # bytes that tell an image from all others: the comment that it begins with
 Item = Any
 
 
@@ -72,9 +75,12 @@ def dinoctl(use: Callable[[bytes], Item], scratch: Path, start: float, settings:
     order = SampleOrder(len(dataset), BATCH, seed=1)
     reader = Reader([dataset], order, lanes_of(BATCH, 0, 1), Reading(**settings))
     first = int(start * order.steps_per_epoch)
-    for step in range(first, order.steps_per_epoch):
-        reader.at(step)
-        yield [use(reader.take(0, sample) or dataset.read(sample)) for sample in order.batch(step).tolist()]
+    lanes = lanes_of(BATCH, 0, 1)
+    for block in range(first, order.steps_per_epoch, BLOCK):
+        count = min(BLOCK, order.steps_per_epoch - block)
+        for step, row in enumerate(order.block(block, count, lanes).sample.tolist(), block):
+            reader.at(step)
+            yield [use(reader.take(0, sample) or dataset.read(sample)) for sample in row]
     sys.stderr.write(f"{reader.counts()} window {reader._window.size / 1e6:.1f} MB late {reader._lateness.limit}\n")
     reader.close()
 
@@ -148,17 +154,13 @@ def main() -> None:
 
     if name == "mosaic":
         streaming_library()
-    elif name == "litdata":
-        import litdata as _
-    elif name == "webdataset":
-        import webdataset as _  # noqa: F401
     else:
-        pass
+        importlib.import_module({"dinoctl": "dinoctl.data.reader.reader"}.get(name, name))
     idle = cpu_seconds()
     print(json.dumps({"ready": True}), flush=True)
     began = time.perf_counter()
     first, count, total = 0.0, 0, 0
-    seen: set[int] = set()
+    seen: set[bytes] = set()
     batches = CONTESTANTS[name](use, Path(scratch), float(start), json.loads(settings))
     for batch in batches:
         if not first:
@@ -169,12 +171,12 @@ def main() -> None:
         count += len(batch)
         if mode == "bytes":
             total += sum(map(len, batch))
-            seen.update(map(hash, batch))
+            seen.update(image[:MARK] for image in batch)
     ended = time.perf_counter() - began
     cpu = cpu_seconds() - idle
     print(json.dumps({
-        "first_s": first, "total_s": ended, "samples": count, "distinct": len(seen), "bytes": total, "cpu_s": cpu,
-        "steady": (count - early) / max(ended - first, 1e-9),
+        "first_s": first, "total_s": ended, "samples": count, "distinct": len(seen), "fetched": total, "cpu_s": cpu,
+        "settings": settings, "steady": (count - early) / max(ended - first, 1e-9),
     }))  # fmt: skip
     sys.stdout.flush()
     os._exit(0)  # whoever left a thread behind is not waited for

@@ -38,7 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """Reasonable ones; a search over them is still to be made (``--only NAME --settings JSON``)."""
 
 
-_PATIENCE_S = 40.0
+_PATIENCE_S = 240.0
 
 
 def tree_pss(pid: int) -> int:
@@ -65,7 +65,11 @@ def run(
     log = (scratch / "log").open("w+")
     core = ["taskset", "-c", str((os.cpu_count() or 1) - 1)]
     program = [sys.executable, str(Path(__file__).with_name("stream_contestants.py"))]
-    environment = {**server.environment, "BENCH_SHARDS": json.dumps(shards)}
+    environment = {
+        **server.environment,
+        "BENCH_SHARDS": json.dumps(shards),
+        "DINOCTL_CACHE_DIR": str(scratch / "index"),
+    }
     server.stats()
     try:
         process = subprocess.Popen(
@@ -85,6 +89,7 @@ def run(
         log.seek(0)
         errors = log.read()
         log.close()
+        disk = sum(path.stat().st_size for path in scratch.rglob("*") if path.is_file())
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     lines = [line for line in output.splitlines() if line.startswith("{")]
@@ -95,6 +100,7 @@ def run(
         **server.stats(),
         "pss": peak,
         "added": peak - idle,
+        "disk": disk,
         "load": os.getloadavg()[0],
     }
     if "--verbose" in sys.argv:
@@ -105,9 +111,8 @@ def run(
 
 def table(results: dict[str, list[dict[str, Any]]], mean: int) -> None:
     columns = ["contestant", "steady img/s (range)", "with start", "first batch s", "CPU s / 1,000"]
-    columns += ["memory added MB (peak in all)", "GETs", "bytes"]
-    print(f"| {' | '.join(columns)} |")
-    print("|---|---|---|---|---|---|---|---|")
+    columns += ["memory added MB (peak in all)", "disk MB", "GETs", "bytes", "load"]
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for name, runs in results.items():
 
         def mid(key: str, runs: list[dict[str, Any]] = runs) -> float:
@@ -119,7 +124,24 @@ def table(results: dict[str, list[dict[str, Any]]], mean: int) -> None:
         print(
             f"| {name} | {mid('steady'):,.0f} ({min(speeds):,.0f} to {max(speeds):,.0f}) | {whole:,.0f} "
             f"| {mid('first_s'):.2f} | {cpu:.2f} | {mid('added') / 1e6:.0f} ({mid('pss') / 1e6:.0f}) "
-            f"| {mid('gets'):,.0f} | {mid('bytes') / (mid('samples') * mean):.2f}x |"
+            f"| {mid('disk') / 1e6:.0f} | {mid('gets'):,.0f} | {mid('bytes') / (mid('samples') * mean):.2f}x "
+            f"| {min(one['load'] for one in runs):.0f} to {max(one['load'] for one in runs):.0f} |"
+        )
+
+
+def resumed(results: dict[str, list[dict[str, Any]]]) -> None:
+    """What a start in the middle takes until its first batch."""
+    columns = ["contestant", "first batch s (range)", "CPU s", "GETs", "fetched MB", "memory added MB", "load"]
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+    for name, runs in results.items():
+        firsts, cpu, gets, fetched, added = (
+            [one[key] for one in runs] for key in ("first_s", "cpu_s", "gets", "bytes", "added")
+        )
+        print(
+            f"| {name} | {statistics.median(firsts):.2f} ({min(firsts):.2f} to {max(firsts):.2f}) "
+            f"| {statistics.median(cpu):.2f} | {statistics.median(gets):,.0f} "
+            f"| {statistics.median(fetched) / 1e6:.0f} | {statistics.median(added) / 1e6:.0f} "
+            f"| {min(one['load'] for one in runs):.0f} to {max(one['load'] for one in runs):.0f} |"
         )
 
 
@@ -151,10 +173,7 @@ def main() -> None:
             print(f"\n{mode}: {options.samples} JPEGs of {mean / 1e3:.1f} KB, {options.latency:g} ms, "
                   f"{options.rate / 1e6:g} MB/s a connection, {options.rounds} rounds\n")  # fmt: skip
             if options.resume:
-                for name, runs in results.items():
-                    for one in runs[:1]:
-                        print(name, round(statistics.median(r["first_s"] for r in runs), 2), "s,", one["gets"], "GETs,",
-                              round(statistics.median(r["bytes"] for r in runs) / 1e6), "MB")  # fmt: skip
+                resumed({name: runs for name, runs in results.items() if runs})
             else:
                 table(results, mean)
 

@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from support.reference_crops import reference_crop
+
 
 class TorchvisionCrops:
     """``kind``: PIL or tensor. The blur's chances are those that the released code applies."""
@@ -22,17 +24,8 @@ class TorchvisionCrops:
         self._to_tensor = v2.PILToTensor()
 
     def _view(self, size: int, scale: tuple[float, float], blur: float, solarize: float) -> v2.Transform:
-        return v2.Compose(
-            [
-                v2.RandomResizedCrop(size, scale=scale, interpolation=v2.InterpolationMode.BICUBIC),
-                v2.RandomHorizontalFlip(0.5),
-                v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
-                v2.RandomGrayscale(0.2),
-                v2.RandomApply([v2.GaussianBlur(9, sigma=(0.1, 2.0))], p=blur),
-                v2.RandomSolarize(128, solarize),
-                *([v2.PILToTensor()] if self._kind == "PIL" else []),
-            ]
-        )
+        crop = reference_crop(size, scale, blur, solarize)
+        return v2.Compose([crop, v2.PILToTensor()]) if self._kind == "PIL" else crop
 
     def run(self, images: int) -> None:
         """Make the crops of so many images."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.runs import PACK, TRAIN, Runs
+from support.runs import PACK, TRAIN, Runs, trained_on
 
 pytestmark = pytest.mark.timeout(1500)  # real runs, several of them, on whatever machine this is
 
@@ -21,15 +21,22 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
     return runs.export_hash("train")
 
 
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dataset of those tests whose pipeline begins with training."""
+    return tmp_path_factory.mktemp("packed") / "set"
+
+
 @pytest.fixture
-def runs(tmp_path: Path) -> Iterator[Runs]:
-    made = Runs(tmp_path, PACK + TRAIN)
+def runs(tmp_path: Path, packed: Path) -> Iterator[Runs]:
+    made = Runs(tmp_path, trained_on(packed))
     yield made
     made.close()
 
 
 def test_killed_rank_driver_and_cli_end_with_the_same_weights(runs: Runs, undisturbed: str) -> None:
     where = random.Random(20261123)  # random steps, the same ones every time
+    runs.write(PACK + TRAIN)
     runs.start()
 
     runs.wait(lambda: runs.step("train") >= where.randint(6, 14), "the first attempt to train")
@@ -93,22 +100,20 @@ def test_suspend_and_resume_from_another_terminal(runs: Runs, undisturbed: str) 
     assert runs.export_hash("train") == undisturbed
 
 
-def test_stop_change_the_document_and_restart(runs: Runs) -> None:
+def test_stop_change_the_document_and_restart(runs: Runs, packed: Path) -> None:
+    long = trained_on(packed).replace("precision: fp32", "precision: fp32, engine: {name: ddp}")
+    short = long.replace("steps: 60", "steps: 8").replace("warmupSteps: 10", "warmupSteps: 2")
+    runs.write(long)
     process = runs.start()
     runs.wait(lambda: runs.step("train") >= 4, "the first attempt to train")
     process.send_signal(signal.SIGINT)
     assert runs.finish()[0] == 130
-    runs.write(PACK + TRAIN.replace("steps: 60", "steps: 8").replace("warmupSteps: 10", "warmupSteps: 2"))
+    runs.write(short)
     code, output = runs.run()
     assert code == 2
     assert "spec.pretrain.steps was 60, is 8" in output
     code, output = runs.run("--restart", "train")
     assert code == 0, output + runs.log("train")
     assert runs.status("train")["attempts"][-1]["number"] >= 2
-    runs.write(
-        PACK
-        + TRAIN.replace("steps: 60", "steps: 8")
-        .replace("warmupSteps: 10", "warmupSteps: 2")
-        .replace("workers: 2", "workers: 1")
-    )
+    runs.write(short.replace("workers: 2", "workers: 1"))
     assert runs.run()[0] == 0, "another number of workers is not another result"

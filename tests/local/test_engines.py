@@ -8,7 +8,6 @@ files; the tests compare. KoLeo is left out where world sizes are compared: it l
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 
 from dinoctl.data.local import LocalStorage
 from dinoctl.handover.ledger import Ledger
@@ -29,9 +27,11 @@ from dinoctl.training.context import ProcessContext
 from dinoctl.training.engines.base import Engine
 from dinoctl.training.engines.build import build_engine
 from dinoctl.training.groups import apply, parameter_groups, submodule
-from dinoctl.training.learner import Learner, Network, build_network, distillation_learner, pretraining_learner
+from dinoctl.training.learner import Learner, distillation_learner, pretraining_learner
 from dinoctl.training.ledger import Checkpoint, LedgerWriter, WriterIdentity
+from dinoctl.training.networks import Network, build_network
 from dinoctl.training.schedules import RecipeSchedules
+from support.ranks import run_ranks
 
 WORLD, IMAGES, STEPS, LR = 2, 6, 6, 1e-3
 OPTIMIZER = Optimizer(layer_decay=0.9)
@@ -73,18 +73,18 @@ def distillation() -> Learner:
     return distillation_learner(network(0), network(1, embed_dim=24, depth=3), Losses(koleo=0.0))
 
 
-def batch(step: int, rank: int, world: int) -> tuple[Tensor, ...]:
+def batch(step: int, rank: int, world: int, images: int = IMAGES) -> tuple[Tensor, ...]:
     """A rank's images of the step's batch."""
     generator = torch.Generator().manual_seed(step)
-    masks = torch.rand(2 * IMAGES, 16, generator=generator) < 0.4
-    masks[1::IMAGES] = False
+    masks = torch.rand(2 * images, 16, generator=generator) < 0.4
+    masks[1::images] = False
     whole = (
-        torch.randn(2 * IMAGES, 3, 16, 16, generator=generator),
-        torch.randn(2 * IMAGES, 3, 8, 8, generator=generator),
+        torch.randn(2 * images, 3, 16, 16, generator=generator),
+        torch.randn(2 * images, 3, 8, 8, generator=generator),
         masks,
     )
-    own = slice(rank * IMAGES // world, (rank + 1) * IMAGES // world)
-    crops, local, masks = (one.view(2, IMAGES, *one.shape[1:])[:, own].flatten(0, 1) for one in whole)
+    own = slice(rank * images // world, (rank + 1) * images // world)
+    crops, local, masks = (one.view(2, images, *one.shape[1:])[:, own].flatten(0, 1) for one in whole)
     counts = masks.sum(1)
     return crops, local, masks, masks.flatten().nonzero().flatten(), (1 / counts.clamp(min=1)).repeat_interleave(counts)
 
@@ -162,9 +162,6 @@ def state(folder: Path, step: int) -> State:
 
 
 def two_processes(rank: int, root: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD), "DS_ACCELERATOR": "cpu"}
-    dist.init_process_group("gloo", init_method=f"file://{root}/store", world_size=WORLD, rank=rank)
     results: dict[str, Any] = {}
 
     def trained(name: str, engine: str, learner: Callable[[], Learner] = pretraining, at: Iterable[int] = (5,)) -> None:
@@ -195,8 +192,6 @@ def two_processes(rank: int, root: Path) -> None:
         }
     if rank == 0:
         torch.save(results, root / "results.pt")
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def clip_of_zero() -> dict[str, Any]:
@@ -234,7 +229,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
         one.to(step).save()
     outcome = one.finish()
     Training(engine_of("ddp", distillation()), root / "one-distill").to(3).save().to(6).save().finish()
-    spawn(two_processes, args=(root,), nprocs=WORLD)
+    run_ranks(two_processes, WORLD, root)
     return Found(root, torch.load(root / "results.pt", weights_only=True), outcome)
 
 

@@ -9,7 +9,6 @@ groups of a fixed size, `losses.koleoGroup`, do not depend on ranks) and stochas
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,6 @@ from test_engines import (
     state,
 )
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 
 from dinoctl.spec.compute import Compute
 from dinoctl.training.context import ProcessContext
@@ -41,6 +39,7 @@ from dinoctl.training.engines.base import Engine
 from dinoctl.training.engines.build import build_engine
 from dinoctl.training.groups import apply, parameter_groups
 from dinoctl.training.learner import Learner
+from support.ranks import run_ranks
 
 ENGINES = ("ddp", "fsdp", "zero1", "zero2", "zero3")
 WORLDS = (1, 2, 3)
@@ -99,9 +98,6 @@ def half(name: str) -> dict[str, Any]:
 
 
 def processes(rank: int, world: int, root: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "DS_ACCELERATOR": "cpu"}
-    dist.init_process_group("gloo", init_method=f"file://{root}/store{world}", world_size=world, rank=rank)
     results: dict[str, Any] = {}
     for name in ENGINES:
         training = Training(engine_of(name, pretraining()), root / f"{name}-{world}")
@@ -122,8 +118,6 @@ def processes(rank: int, world: int, root: Path) -> None:
         parts(rank, results)
     if rank == 0:
         torch.save(results, root / f"results{world}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def parts(rank: int, results: dict[str, Any]) -> None:
@@ -145,7 +139,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     root = tmp_path_factory.mktemp("agree")
     results = {}
     for world in (2, 1, 3):
-        spawn(processes, args=(world, root), nprocs=world)
+        run_ranks(processes, world, world, root)
         results[world] = torch.load(root / f"results{world}.pt", weights_only=False)
     return Found(root, results)
 

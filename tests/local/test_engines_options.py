@@ -6,17 +6,14 @@ from each other's checkpoints.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from test_engines import IMAGES, LOSS_RTOL, LR, SCHEDULES, STEPS, WORLD, Training, assert_agree, engine_of, network
 from test_engines import state as state_of
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 
 from dinoctl.data.local import LocalStorage
 from dinoctl.handover.ledger import Ledger
@@ -24,6 +21,7 @@ from dinoctl.spec.recipe import Gram, Losses
 from dinoctl.training.learner import Learner, pretraining_learner
 from dinoctl.training.ledger import Checkpoint
 from dinoctl.training.schedules import RecipeSchedules
+from support.ranks import run_ranks
 
 GRAM = Gram(weight=2.0, start_step=1, warmup_steps=0, refresh_every=3, max_refreshes=1, teacher_scale=1.5)
 ANCHORED = RecipeSchedules(SCHEDULES.schedules, steps=STEPS, global_batch=IMAGES, gram=GRAM)
@@ -48,9 +46,6 @@ def gram_of(root: Path, step: int) -> dict[str, Tensor]:
 
 
 def two_processes(rank: int, root: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD), "DS_ACCELERATOR": "cpu"}
-    dist.init_process_group("gloo", init_method=f"file://{root}/store", world_size=WORLD, rank=rank)
     results: dict[str, Any] = {}
     for name, engine in (("ddp", "ddp"), ("zero", "deepspeed"), ("fsdp", "fsdp")):
         results[name] = training(engine, root / name).to(3).save().to(STEPS).save().finish()
@@ -63,8 +58,6 @@ def two_processes(rank: int, root: Path) -> None:
         results[f"{origin}-{name}"] = made.to(STEPS).save().finish()
     if rank == 0:
         torch.save(results, root / "results.pt")
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +65,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     root = tmp_path_factory.mktemp("gram")
     torch.set_num_threads(1)
     one = training("ddp", root / "one").to(3).save().to(STEPS).save().finish()
-    spawn(two_processes, args=(root,), nprocs=WORLD)
+    run_ranks(two_processes, WORLD, root)
     return root, {"one": one, **torch.load(root / "results.pt", weights_only=True)}
 
 

@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
-from support.runs import PACK, TRAIN, Runs
+from support.runs import TRAIN, Runs, trained_on
 
 pytestmark = pytest.mark.timeout(1500)
 
 # No checkpoint is due before the end, so whatever an attempt resumes from is the one of the stop before.
-LONG = PACK + TRAIN.replace("steps: 60", "steps: 4000").replace("everySteps: 5", "everySteps: 4000")
+LONG = TRAIN.replace("steps: 60", "steps: 4000").replace("everySteps: 5", "everySteps: 4000")
 GRACE_S = 60
 STORE = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
 WARNED = r"preempted; step (\d+) committed, [\d.]+ s after the request and ([\d.]+) s before the end"
@@ -31,7 +31,7 @@ WARNED = r"preempted; step (\d+) committed, [\d.]+ s after the request and ([\d.
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Iterator[Runs]:
-    made = Runs(tmp_path, LONG)
+    made = Runs(tmp_path, trained_on(tmp_path / "set", LONG.replace("fp32", "fp32, engine: {name: ddp}")))
     yield made
     made.close()
 

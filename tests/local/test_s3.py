@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
+from dinoctl.data.pack import pack
 from dinoctl.data.storage import open_storage
 from dinoctl.handover.ledger import CHECKPOINTS, Ledger
 from support.faults import Fault, Proxy
@@ -29,9 +31,9 @@ kind: DinoJob
 metadata: {{name: train}}
 spec:
   storage: "{storage}"
-  compute: {{workers: 2, gpusPerWorker: 0, loaderWorkers: 0, precision: fp32}}
+  compute: {{workers: 2, gpusPerWorker: 0, loaderWorkers: {loaders}, precision: fp32}}
   pretrain:
-    data: {{source: {{job: pack}}}}
+    data: {{source: {{job: pack}}, reader: {{cache: {cache}}}}}
     model: {{arch: custom, embedDim: 24, depth: 2, numHeads: 2, patchSize: 4, registers: 1, dropPath: 0.2}}
     steps: 24
     globalBatch: 16
@@ -56,9 +58,14 @@ FAULTS = [
 ]
 
 
+def documents(bucket: str, loaders: int = 0, cache: Path | None = None) -> str:
+    where = f"{{path: {cache}, bytes: 1GB}}" if cache else "null"
+    return DOCUMENTS.format(storage=f"{bucket}/jobs", loaders=loaders, cache=where)
+
+
 @pytest.fixture
 def runs(tmp_path: Path, s3: str) -> Iterator[Runs]:
-    made = Runs(tmp_path, DOCUMENTS.format(storage=f"{s3}/jobs"))
+    made = Runs(tmp_path, documents(s3, loaders=1, cache=tmp_path / "cache"))
     yield made
     made.close()
 
@@ -71,6 +78,12 @@ def weights(bucket: str) -> str:
     return hashlib.sha256(b"".join(export.read(key) for key in files)).hexdigest()
 
 
+def readers(runs: Runs) -> list[psutil.Process]:
+    """The loaders' children, which read ahead and fill the cache."""
+    children = runs.worker("train").children(recursive=True)
+    return [child for child in children if "dinoctl.data.children" in " ".join(child.cmdline())]
+
+
 def test_killed_and_resumed_and_through_faults(
     runs: Runs,
     s3: str,
@@ -80,10 +93,12 @@ def test_killed_and_resumed_and_through_faults(
 ) -> None:
     runs.start()
     runs.wait(lambda: runs.step("train") >= 10, "the first attempt to train")
-    runs.worker("train").kill()
+    readers(runs)[0].kill()
     code, output = runs.finish()
     assert code == 0, output + runs.log("train")
     status = runs.status("train")
+    assert "died (killed by SIGKILL)" in status["attempts"][0]["message"]
+    assert list((tmp_path / "cache").rglob("*.tar")), "the cache was of use"
     assert status["attempts"][1]["startStep"] >= 4, "resumed from the bucket"
     assert Ledger(open_storage(f"{s3}/jobs/train/run-0001/{CHECKPOINTS}")).steps() == [12, 20, 24]
     assert not list((runs.state / "jobs").rglob("*.tar")), "the dataset is in the bucket alone"
@@ -91,7 +106,7 @@ def test_killed_and_resumed_and_through_faults(
     assert status["promotion"]["model"] == "on-s3"
 
     other = s3_server.bucket(f"{s3.removeprefix('s3://')}-faults")
-    through = Runs(tmp_path / "through", DOCUMENTS.format(storage=f"{other}/jobs"))
+    through = Runs(tmp_path / "through", documents(other))
     s3_faults.forget()
     s3_faults.faults = FAULTS
     try:
@@ -111,6 +126,7 @@ REFUSALS = {
     "server": ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, None, "check the network and AWS_ENDPOINT_URL"),
     "expired": ({}, Fault("expired"), "the credentials have expired"),
     "clock": ({}, Fault("skew"), "this machine's clock is wrong"),
+    "region": ({}, Fault("malformed"), "the bucket is in another region; set AWS_DEFAULT_REGION to it"),
     "read-only": ({}, Fault("denied", method="PUT"), "access denied"),
 }
 
@@ -124,7 +140,7 @@ def test_a_bucket_that_can_not_be_used_is_told_before_anything_starts(
     environment, fault, reason = REFUSALS[case]
     s3_faults.faults = [fault] if fault else []
     if case == "bucket":
-        runs.write(DOCUMENTS.format(storage="s3://there-is-no-such-bucket/jobs"))
+        runs.write(documents("s3://there-is-no-such-bucket"))
     began = time.monotonic()
     code, output = runs.run(env={**os.environ, **environment})
     assert code == 3, output
@@ -136,3 +152,63 @@ def test_a_bucket_that_can_not_be_used_is_told_before_anything_starts(
     assert not any(secret in output for secret in (ACCESS, SECRET, "wrong-one"))
     assert not runs.attempts("pack"), "nothing was begun"
     assert not (runs.state / "jobs").exists()
+
+
+READING = """
+apiVersion: dinoctl.io/v1alpha1
+kind: DinoJob
+metadata: {{name: train}}
+spec:
+  compute: {{workers: 2, gpusPerWorker: 0, loaderWorkers: 0, precision: fp32}}
+  pretrain:
+    data: {data}
+    model: {{arch: custom, embedDim: 24, depth: 2, numHeads: 2, patchSize: 4}}
+    steps: 2
+    globalBatch: 4
+    crops: {{global: {{size: 16}}, local: {{count: 2, size: 8}}}}
+"""
+DATA_REFUSALS = {
+    "bucket": (3, "s3://there-is-no-such-bucket/set/: the bucket does not exist; create it or correct the URI"),
+    "secret": (3, "the secret key is wrong; check AWS_SECRET_ACCESS_KEY"),
+    "key": (3, "the access key is unknown there; check AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL"),
+    "none": (3, "no usable credentials"),
+    "region": (3, "the bucket is in another region; set AWS_DEFAULT_REGION to it"),
+    "denied": (3, "access denied; check the credentials' permissions on this bucket"),
+    "dataset": (2, "{bucket}/set: no packed dataset there (dataset.json is missing); pack it first"),
+    "part": (2, "{bucket}/other: no packed dataset there (dataset.json is missing); pack it first"),
+    "changed": (2, "{bucket}/set/dataset.json: was changed after packing"),
+}
+VARIABLES = {
+    "secret": {"AWS_SECRET_ACCESS_KEY": "wrong-one"},
+    "key": {"AWS_ACCESS_KEY_ID": "nobody"},
+    "none": {"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None},
+}
+
+
+@pytest.mark.parametrize("case", DATA_REFUSALS)
+def test_training_data_that_can_not_be_read_is_told_before_anything_starts(
+    s3: str, s3_faults: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: str
+) -> None:
+    """The outputs are on this machine's disk, only the data is in a bucket; no packing job precedes."""
+    if case not in ("bucket", "dataset"):
+        pack("builtin://digits", f"{s3}/set", verify=False)
+    if case == "changed":
+        manifest = open_storage(f"{s3}/set")
+        manifest.write("dataset.json", manifest.read("dataset.json").replace(b'"samples": 1797', b'"samples": 1796'))
+    source = "s3://there-is-no-such-bucket/set" if case == "bucket" else f"{s3}/set"
+    both = f"{{mixture: [{{source: {s3}/set}}, {{source: {s3}/other}}]}}"
+    runs = Runs(tmp_path, READING.format(data=both if case == "part" else f"{{source: {source}}}"))
+    kinds = {"region": [Fault("malformed")], "denied": [Fault("denied")]}
+    s3_faults.faults = kinds.get(case, [])
+    for name, value in VARIABLES.get(case, {}).items():
+        monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
+    wanted, reason = DATA_REFUSALS[case]
+    began = time.monotonic()
+    code, output = runs.run()
+    assert code == wanted, output
+    assert time.monotonic() - began < 40
+    (line,) = output.splitlines()
+    assert line.startswith("error: ")
+    assert reason.format(bucket=s3) in line
+    assert not any(secret in output for secret in (ACCESS, SECRET, "wrong-one"))
+    assert not (runs.state / "jobs").exists(), "nothing was begun"

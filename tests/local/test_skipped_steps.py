@@ -5,7 +5,6 @@ is bit by bit that of a run which never made that step. A streak ends the run on
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from itertools import islice
 from operator import attrgetter
@@ -14,9 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from test_engines import CLIP, IMAGES, SCHEDULES, Training, batch, engine_of, pretraining, state
-from torch.multiprocessing.spawn import spawn
 
 from dinoctl.data.batch import Batch
 from dinoctl.data.local import LocalStorage
@@ -26,6 +23,7 @@ from dinoctl.training.culprit import Culprit
 from dinoctl.training.ledger import LedgerWriter, WriterIdentity
 from dinoctl.training.loop import DivergedError, Loop, LoopSettings
 from dinoctl.training.vitals import Vitals
+from support.ranks import run_ranks
 
 WORLD, STEPS, BROKEN = 2, 6, 3
 ENGINES = ("ddp", "deepspeed", "fsdp")
@@ -83,9 +81,6 @@ def omitted(engine: str, folder: Path) -> None:
 
 
 def two_processes(rank: int, root: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD), "DS_ACCELERATOR": "cpu"}
-    dist.init_process_group("gloo", init_method=f"file://{root}/store", world_size=WORLD, rank=rank)
     found: dict[str, Any] = {}
     for engine in ENGINES:
         omitted(engine, root / f"{engine}-omitted")
@@ -95,13 +90,12 @@ def two_processes(rank: int, root: Path) -> None:
         except DivergedError as error:
             found[f"{engine}-error"] = str(error)
     torch.save(found, root / f"found-{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("skipped")
-    spawn(two_processes, args=(path,), nprocs=WORLD)
+    run_ranks(two_processes, WORLD, path)
     return path
 
 

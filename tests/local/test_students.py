@@ -9,7 +9,7 @@ import torch
 
 from dinoctl.model import ViTConfig, load_export, save_export
 from dinoctl.spec.recipe import Head, Heads
-from dinoctl.training.learner import build_network
+from dinoctl.training.networks import build_network
 from support.runs import PACK, Runs
 
 HEADS = Heads(dino=Head(prototypes=24, hidden=16, bottleneck=8), ibot=Head(prototypes=20, hidden=16, bottleneck=8))

@@ -5,7 +5,6 @@ Everything that needs two processes happens in one pair of them; the tests compa
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -14,10 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from test_engines import CLIP, OPTIMIZER, SCHEDULES, batch, network
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 
 from dinoctl.model import VisionTransformer, ViTConfig
 from dinoctl.model.initial import initial_tensors
@@ -29,10 +26,12 @@ from dinoctl.training.engines.base import Engine
 from dinoctl.training.engines.build import build_engine
 from dinoctl.training.engines.fill import all_modules
 from dinoctl.training.groups import apply, parameter_groups
-from dinoctl.training.learner import blank_heads, distillation_learner
+from dinoctl.training.learner import distillation_learner
 from dinoctl.training.matching import Bare, FeatureLearner, blank_matched, matched_tensors
+from dinoctl.training.networks import blank_heads
 from dinoctl.training.warmup import HeadsLearner
 from dinoctl.training.weights import Tensors, learner_tensors
+from support.ranks import run_ranks
 
 ENGINES = {"ddp": {"name": "ddp"}, "fsdp": {"name": "fsdp"}, "zero3": {"name": "deepspeed", "zeroStage": 3}}
 SMALL = ViTConfig(embed_dim=16, depth=2, num_heads=2, patch_size=4, img_size=16, registers=1, layerscale=0.5)
@@ -136,9 +135,6 @@ def run(kind: str, name: str, precision: str, whole: bool) -> dict[str, Any]:
 
 
 def processes(rank: int, root: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "DS_ACCELERATOR": "cpu"}
-    dist.init_process_group("gloo", init_method=f"file://{root}/store", world_size=2, rank=rank)
     from dinoctl.training.engines import zero
 
     usual = zero.zero_config
@@ -153,14 +149,12 @@ def processes(rank: int, root: Path) -> None:
     zero3.zero_config = small
     results = {(*case, whole): run(*case, whole) for case in CASES for whole in (False, True)}
     torch.save(results, root / f"results{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, dict[str, Any]]]:
     root = tmp_path_factory.mktemp("placement")
-    spawn(processes, args=(root,), nprocs=2)
+    run_ranks(processes, 2, root)
     return [torch.load(root / f"results{rank}.pt", weights_only=False) for rank in range(2)]
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import psutil
 
+from dinoctl.data.pack import pack
+
 PACK = """
 apiVersion: dinoctl.io/v1alpha1
 kind: DinoJob
@@ -38,6 +40,13 @@ spec:
     logEvery: 2
   policy: {checkpoint: {everySteps: 5, keep: 2}}
 """
+
+
+def trained_on(folder: Path, text: str = TRAIN) -> str:
+    """``text`` on what `PACK` would pack, packed in ``folder`` now: for tests that are not about packing."""
+    if not folder.exists():
+        pack("builtin://digits", folder, splits={"val": 500}, shard_bytes=2**20)
+    return text.replace("{job: pack}", str(folder))
 
 
 @dataclass

@@ -1,10 +1,11 @@
 """``dinoctl``: assembling the commands, and turning errors into one line and an exit code (design §9)."""
 
 import sys
+from typing import Annotated
 
 import typer
 
-from dinoctl.cli import data, export, jobs, replay, run, spec, system
+from dinoctl.cli import data, export, jobs, operator, replay, run, spec, submit, system
 
 app = typer.Typer(
     name="dinoctl",
@@ -14,7 +15,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (run, spec, jobs, replay, data, export, system):
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"dinoctl {version('dinoctl')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+for module in (run, submit, spec, jobs, operator, replay, data, export, system):
     module.add_to(app)
 
 

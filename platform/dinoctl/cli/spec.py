@@ -60,8 +60,15 @@ def resolve(
     typer.echo("---\n".join(resolved_yaml(job, origins=origins) for job in jobs), nl=False)
 
 
-def schema() -> None:
-    """Print the JSON Schema of a document, for editors."""
+def schema(
+    crd: Annotated[bool, typer.Option("--crd", help="The CustomResourceDefinition for Kubernetes instead.")] = False,
+) -> None:
+    """Print the JSON Schema of a document, for editors; with --crd what Kubernetes has to know of it."""
+    if crd:
+        from dinoctl.spec.crd import crd_yaml
+
+        typer.echo(crd_yaml(), nl=False)
+        return
     from dinoctl.spec.schema import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=1))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 
@@ -24,6 +25,11 @@ def print_states(state: StateDir, names: Sequence[str], output: Format, *, final
         if final:
             _print_hints(state, rows)
     return exit_code(rows)
+
+
+def plain_states(state: StateDir, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The states as plain data."""
+    return [read_row(state.job(name)).plain() for name in names]
 
 
 def exit_code(rows: Sequence[Row]) -> int:

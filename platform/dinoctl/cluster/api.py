@@ -2,7 +2,7 @@
 
 import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import urllib3
@@ -36,11 +36,18 @@ class HttpApi:
         patience: Patience = Patience(),  # noqa: B008 - frozen
     ) -> None:
         self.transport, self.namespace, self.manager, self.patience = transport, namespace, manager, patience
+        self._guard: Callable[[], None] = lambda: None
 
     def hurried(self, patience: Patience) -> "HttpApi":
         """The same connections with less patience, for writes that are worth nothing when they come late."""
         other = copy.copy(self)
         other.patience = patience
+        return other
+
+    def fenced(self, guard: Callable[[], None]) -> "HttpApi":
+        """The same connections; ``guard`` is called before every try of every write and may refuse it."""
+        other = copy.copy(self)
+        other._guard = guard
         return other
 
     def get(self, resource: Resource, namespace: str | None, name: str) -> Object:
@@ -165,6 +172,8 @@ class HttpApi:
         count, timeout = (verb, resource.plural), self.patience.timeout
 
         def once() -> Object:
+            if method != "GET":
+                self._guard()
             response = self.transport.send(what, method, path, timeout=timeout, count=count, **options)
             try:
                 document: Object = response.json()

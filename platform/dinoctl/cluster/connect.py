@@ -8,7 +8,6 @@ from typing import Any
 from kubernetes import config
 from kubernetes.client import ApiClient, Configuration
 from kubernetes.config import ConfigException
-from kubernetes.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION
 
 from dinoctl.cluster.api import HttpApi
 from dinoctl.cluster.retry import Patience
@@ -16,6 +15,7 @@ from dinoctl.cluster.transport import Counter, Transport
 from dinoctl.spec import names
 from dinoctl.spec.errors import EnvironmentProblem
 
+_DEFAULT = "~/.kube/config"
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -37,7 +37,7 @@ def connect(
     configuration = Configuration()
     configuration.connection_pool_maxsize = connections
     configuration.retries = False
-    place = os.fspath(kubeconfig) if kubeconfig else KUBE_CONFIG_DEFAULT_LOCATION
+    place = os.fspath(kubeconfig) if kubeconfig else os.environ.get("KUBECONFIG") or _DEFAULT
     found = any(Path(part).expanduser().is_file() for part in place.split(os.pathsep))
     try:
         if not found and not kubeconfig and context is None and "KUBERNETES_SERVICE_HOST" in os.environ:

@@ -7,7 +7,11 @@ from dinoctl.spec.errors import EnvironmentProblem
 
 
 class ApiError(EnvironmentProblem):
-    """A request that failed. ``status`` is HTTP's, 0 when there was no answer; ``reason`` is Kubernetes' word."""
+    """A request that failed. ``status`` is HTTP's, 0 when there was no answer; ``reason`` is Kubernetes' word;
+    ``causes`` are the fields that are refused, each with what is wrong.
+    """
+
+    causes: tuple[tuple[str, str], ...] = ()
 
     def __init__(
         self, what: str, message: str, status: int = 0, reason: str = "", retry_after: float | None = None
@@ -74,6 +78,10 @@ _CLASSES: dict[int, type[ApiError]] = {
 }
 
 
+_UNTYPED = "failed to create typed patch object"
+"""Server-side apply's word for a field of another type than the schema's."""
+
+
 def error_of(what: str, status: int, body: bytes | dict[str, Any], retry_after: str | None = None) -> ApiError:
     """The error that an answer means. ``body`` is a Status object, or whatever a proxy in between wrote."""
     document = body if isinstance(body, dict) else _parsed(body)
@@ -84,10 +92,15 @@ def error_of(what: str, status: int, body: bytes | dict[str, Any], retry_after: 
         cls = Exists
     elif reason in ("Expired", "Gone"):
         cls = Gone
+    elif status == 500 and message.startswith(_UNTYPED):  # the user's mistake, whatever the number says
+        cls, message = Invalid, message.removeprefix(_UNTYPED).partition("): ")[2] or message
     if status == 401:
         message = "the API server does not accept these credentials; log in again"
     delay = float(retry_after) if retry_after and retry_after.isdigit() else None
-    return cls(what, message, status, reason, delay)
+    error = cls(what, message, status, reason, delay)
+    causes = (document.get("details") or {}).get("causes") or ()
+    error.causes = tuple((str(one.get("field") or ""), str(one.get("message") or "")) for one in causes)
+    return error
 
 
 def _parsed(body: bytes) -> dict[str, Any]:

@@ -26,9 +26,11 @@ def round_keys(seed: int, purpose: str, *numbers: int) -> Keys:
 
 def keys_of(seed: int, purpose: str, numbers: Ids) -> Keys:
     """Keys of a permutation for each of ``numbers``: (rounds, numbers), or (rounds, 1) when they are all equal."""
+    if numbers.size and (numbers == numbers[0]).all():
+        return round_keys(seed, purpose, int(numbers[0]))[:, None]
     unique, place = np.unique(numbers, return_inverse=True)
     keys = np.stack([round_keys(seed, purpose, int(number)) for number in unique], axis=1)
-    return keys if len(unique) == 1 else keys[:, place]
+    return keys[:, place]
 
 
 def permute(ids: Ids, size: int, keys: Keys) -> Ids:

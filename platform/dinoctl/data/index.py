@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from dinoctl.data.errors import ChangedError, DataError
 from dinoctl.data.manifest import SplitInfo
-from dinoctl.data.node_cache import cached, drop
+from dinoctl.data.node_cache import cached, drop, hold
 from dinoctl.data.storage import Storage
 
 DTYPE = np.dtype(
@@ -80,6 +80,8 @@ class Blocks:
         Raises `ChangedError` when the sums are not the right ones.
         """
         self._file = path.open("rb", buffering=0)
+        if origin is not None:
+            hold(self._file.fileno())
         self._path, self._origin, self._body = path, origin, body
         count = -(-body // BLOCK)
         sums = self._at(body, body + 4 * count)

@@ -74,6 +74,11 @@ class MixtureOrder:
             return self._from_one(before, lanes)
         return self._from_all(step - before, lanes)
 
+    def block(self, step: int, count: int, lanes: Ids) -> Picks:
+        """See `Order.block`; a step's source of a homogeneous batch follows from those before, so step by step."""
+        rows = [self.picks(step + i, lanes) for i in range(count)]
+        return Picks(*(np.stack(column) for column in zip(*rows, strict=True)))
+
     def check(self, samples: list[int]) -> None:
         """Raises `DataError` unless the order was made for datasets of these sizes."""
         if samples != self.sources:

@@ -2,7 +2,8 @@
 
 They lie in ``$DINOCTL_CACHE_DIR``, by default ``~/.cache/dinoctl``, or where that cannot be written, in the directory
 for temporary files. A file appears whole, by renaming; of processes that come at the same time one fetches and the
-others wait, and if it is killed, another takes over.
+others wait, and if it is killed, another takes over. Before a file is fetched, those that were not asked for longest
+make room for it; one that a process holds open stays, because removing it would free nothing.
 """
 
 from __future__ import annotations
@@ -10,16 +11,21 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dinoctl.data.errors import DataError, StorageError
 from dinoctl.data.storage import Storage
 
+BUDGET = 32 * 2**30
+"""Bytes that all files together may take (the indexes of a thousand million samples), and half of the disk's room."""
+_YOUNG_S = 600.0  # who asked for a file so lately may not have opened it yet
 _PIECE = 8 * 2**20
 _THREADS = 8
 
@@ -50,10 +56,11 @@ def cached(storage: Storage, key: str, sha256: str, size: int) -> Path:
     path = cache_dir() / "files" / sha256
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if _there(path, size):
+        if _used(path, size):
             return path
         with _locked(path.with_suffix(".lock")):
-            if not _there(path, size):
+            if not _used(path, size):
+                _make_room(path.parent, size)
                 _fetch(storage, key, sha256, size, path)
     except OSError as error:
         if isinstance(error, StorageError):
@@ -81,8 +88,49 @@ def drop(path: Path, descriptor: int) -> bool:
     return True
 
 
-def _there(path: Path, size: int) -> bool:
-    return path.exists() and path.stat().st_size == size
+def hold(descriptor: int) -> None:
+    """Has a file stay for as long as it is open here, or in a forked child."""
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def _used(path: Path, size: int) -> bool:
+    """Whether the file is there. Its time is when it was asked for last."""
+    try:
+        if path.stat().st_size != size:
+            return False
+        with suppress(PermissionError):  # another user's
+            os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _make_room(folder: Path, size: int) -> None:
+    """Removes files that nobody holds, the least lately used first, until one of ``size`` bytes fits."""
+    held: list[tuple[float, int, Path]] = []
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # somebody else makes room too
+            if path.suffix != ".lock":
+                held.append((path.stat().st_mtime, path.stat().st_size, path))
+    used = sum(taken for _, taken, _ in held)
+    most = min(BUDGET, (used + shutil.disk_usage(folder).free) // 2)
+    for asked, taken, path in sorted(held):
+        if used + size <= most or asked > time.time() - _YOUNG_S:
+            return
+        used -= taken if _removed(path) else 0
+
+
+def _removed(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while another process holds it
+            path.unlink()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _fetch(storage: Storage, key: str, sha256: str, size: int, path: Path) -> None:
@@ -92,16 +140,17 @@ def _fetch(storage: Storage, key: str, sha256: str, size: int, path: Path) -> No
     state = hashlib.sha256()
     try:
         with temporary.open("wb") as file:
+            hold(file.fileno())
             for piece in _pieces(storage, key, size):
                 state.update(piece)
                 file.write(piece)
             file.flush()
             os.fsync(file.fileno())
-        if state.hexdigest() != sha256:
-            raise DataError(
-                f"{storage.uri}/{key}: differs from what was packed; restore the file or pack the dataset again"
-            )
-        temporary.replace(path)
+            if state.hexdigest() != sha256:
+                raise DataError(
+                    f"{storage.uri}/{key}: differs from what was packed; restore the file or pack the dataset again"
+                )
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

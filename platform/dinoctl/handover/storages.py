@@ -1,11 +1,12 @@
-"""Asking the buckets that a job needs, before anything is started for it: each refusal is one line with a fix."""
+"""Asking the places that a job needs, before anything is started for it: each refusal is one line with a fix."""
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from dinoctl.data.manifest import read_manifest
 from dinoctl.data.storage import open_storage
-from dinoctl.spec.job import JobSpec
+from dinoctl.spec.job import JobSpec, dataset_uris
 
 _REMOTE = "s3://"
 _AT_ONCE = 8
@@ -24,6 +25,21 @@ def check_storages(outputs: Iterable[str], specs: Iterable[JobSpec]) -> None:
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="storages") as pool:
         for done in [pool.submit(open_storage(uri).check, write=write) for uri, write in asked]:
             done.result()
+
+
+def check_datasets(specs: Iterable[JobSpec], *, outputs: Iterable[str] = ()) -> None:
+    """Whether every dataset that ``specs`` name by its place is there, but for those below ``outputs``: they may come.
+
+    Raises:
+        DataError: one is missing, or not what it was when it was packed.
+        StorageError: one can't be read.
+    """
+    coming = tuple(f"{open_storage(uri).uri}/" for uri in outputs)
+    found = [open_storage(uri) for uri in dict.fromkeys(uri for spec in specs for uri in dataset_uris(spec))]
+    asked = [storage for storage in found if not f"{storage.uri}/".startswith(coming)]
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="datasets") as pool:
+        for _ in pool.map(read_manifest, asked):
+            pass
 
 
 def _remote(value: Any) -> Iterator[str]:

@@ -2,15 +2,15 @@
 reused, never silently redone), restarts begin a new life.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any
 
-from dinoctl.handover.storages import check_storages
+from dinoctl.handover.storages import check_datasets, check_storages
 from dinoctl.lifecycle import AttemptState, Cause, Status, restart
 from dinoctl.local.observe import clock, wanted
 from dinoctl.local.processes import Workers
 from dinoctl.local.state import StateDir, Wishes
+from dinoctl.spec.differences import differences
 from dinoctl.spec.errors import UserError
 from dinoctl.spec.resolve import ResolvedJob
 
@@ -38,15 +38,19 @@ def accept(state: StateDir, jobs: Sequence[ResolvedJob], restarts: Collection[st
 
 
 def check_places(state: StateDir, jobs: Sequence[ResolvedJob], restarts: Collection[str]) -> None:
-    """Asks the buckets of all jobs that there is something left to do for, before anything is begun.
+    """Asks the buckets of all jobs that there is something left to do for, and looks for the datasets that they name,
+    before anything is begun.
 
     Raises:
-        StorageError: one of them can't be used.
+        StorageError: a bucket can't be used.
+        DataError: a dataset is not there.
     """
     again = _with_children(jobs, restarts)
     open_jobs = [job for job in jobs if job.name in again or not _complete(state.job(job.name).status)]
     places = [state.job(job.name, job.spec.storage) for job in open_jobs]
-    check_storages([place.storage_uri(place.status) for place in places], [job.spec for job in open_jobs])
+    outputs, specs = [place.storage_uri(place.status) for place in places], [job.spec for job in open_jobs]
+    check_storages(outputs, specs)
+    check_datasets(specs, outputs=outputs)
 
 
 def _complete(status: Status | None) -> bool:
@@ -70,7 +74,7 @@ def _refuse_change(state: StateDir, job: ResolvedJob) -> None:
     moved = document["spec"].get("storage") != job.spec.storage
     if status.spec_hash == job.spec_hash and not moved:
         return
-    changes = list(differences(document["spec"], job.to_dict()["spec"]))
+    changes = [str(one) for one in differences(document["spec"], job.to_dict()["spec"], _FREE)]
     inherited = f"one of its parents changed ({', '.join(job.parents)})" if job.parents else "a default has changed"
     shown = "; ".join(changes[:_SHOWN]) or inherited
     more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
@@ -101,26 +105,9 @@ def _ended(status: Status) -> Status:
     return replace(status, attempts=tuple(replace(a, **ends) if a.live else a for a in status.attempts))  # type: ignore[arg-type]
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "spec") -> Iterator[str]:
-    """``spec.pretrain.steps was 600, is 700`` for every leaf that decides the result."""
-    for key in sorted({*old, *new}):
-        where = f"{path}.{key}"
-        if where in _FREE:
-            continue
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            yield from differences(before, after, where)
-        elif before != after:
-            yield f"{where} was {_show(before)}, is {_show(after)}"
-
-
 # What may change between runs without changing the result (see spec.resolve.spec_hash).
 _FREE = {
     *("spec.policy", "spec.suspend", "spec.profile"),
     *(f"spec.compute.{name}" for name in ("workers", "gpusPerWorker", "cpusPerWorker", "threadsPerWorker")),
     *("spec.compute.loaderWorkers", "spec.compute.engine"),
 }
-
-
-def _show(value: Any) -> str:
-    return "not set" if value is None else str(value)

@@ -143,10 +143,12 @@ def _ordered(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
-_Tuple, _Ordered = BeforeValidator(as_tuple), AfterValidator(_ordered)
-PositiveInterval = Annotated[tuple[Positive, Positive], _Tuple, _Ordered]
-UnitInterval = Annotated[tuple[Probability, Probability], _Tuple, _Ordered]
-ShareInterval = Annotated[tuple[Share, Share], _Tuple, _Ordered]
+_Tuple = BeforeValidator(as_tuple)
+ORDERED = AfterValidator(_ordered)
+"""Marks intervals: the first number must not exceed the second."""
+PositiveInterval = Annotated[tuple[Positive, Positive], _Tuple, ORDERED]
+UnitInterval = Annotated[tuple[Probability, Probability], _Tuple, ORDERED]
+ShareInterval = Annotated[tuple[Share, Share], _Tuple, ORDERED]
 Decays = Annotated[tuple[Decay, Decay], _Tuple]
 PositiveRgb = Annotated[tuple[Positive, Positive, Positive], _Tuple]
 Rgb = Annotated[tuple[float, float, float], _Tuple]

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 
 from dinoctl.spec.errors import Problem
 from dinoctl.spec.job import TRAINING, job_refs, references
-from dinoctl.spec.sources import JobRef
+from dinoctl.spec.sources import DATASET_FIELDS, JobRef
 from dinoctl.spec.stages import Distill
 from dinoctl.spec.yamldoc import Path
 
 if TYPE_CHECKING:
     from dinoctl.spec.load import LoadedJob
-
-_DATASET_FIELDS = ("source", "dataset")
 
 
 def parents(job: "LoadedJob") -> tuple[str, ...]:
@@ -43,7 +41,7 @@ def check_references(jobs: Sequence["LoadedJob"], problems: list[Problem], *, co
             text = f"a job named {job.name!r} is already defined at {other.file}:{line}; rename one of them"
             problems.append(job.doc.problem(("metadata", "name"), text))
         by_name.setdefault(job.name, job)
-    for job in jobs:
+    for job in (one for one in jobs if not one.elsewhere):
         for path, reference in job_refs(job.job):
             message = _judge((*path, "job"), reference.job, by_name, complete)
             if message:
@@ -61,7 +59,7 @@ def _judge(path: Path, name: str, by_name: Mapping[str, "LoadedJob"], complete: 
         close = difflib.get_close_matches(name, by_name, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else f"; jobs here: {', '.join(sorted(by_name))}"
         return f"no job named {name!r}{hint}"
-    wants_data = path[-2] in _DATASET_FIELDS
+    wants_data = path[-2] in DATASET_FIELDS
     kind = parent.job.spec.kind
     if wants_data and kind != "pack":
         return f"needs a dataset, but {name!r} is a {kind} job; name a pack job"
@@ -75,7 +73,7 @@ def _which(path: Path, reference: JobRef, parent: "LoadedJob") -> str | None:
     stage = parent.job.spec.stage
     students = list(stage.students or {}) if isinstance(stage, Distill) else []
     name, several = reference.job, ", ".join(students)
-    if path[-1] in _DATASET_FIELDS or not students:
+    if path[-1] in DATASET_FIELDS or not students:
         return f"{name!r} has no students; leave student out" if reference.student else None
     if reference.student is None:
         return f"{name!r} distils several students; say which one: student: {students[0]} (there are {several})"

@@ -1,5 +1,6 @@
 """The document: one DinoJob."""
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
@@ -7,7 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 from dinoctl.spec.base import Section, choice, paper
 from dinoctl.spec.compute import Compute
 from dinoctl.spec.policy import Gate, Policy
-from dinoctl.spec.sources import JobName, JobRef, Uri
+from dinoctl.spec.sources import DATASET_FIELDS, JobName, JobRef, Uri
 from dinoctl.spec.stages import Distill, Evaluate, HighRes, Pack, Pretrain
 
 API_VERSION = "dinoctl.io/v1alpha1"
@@ -110,3 +111,18 @@ def job_refs(section: Section, path: tuple[str | int, ...] = ()) -> list[tuple[t
             elif isinstance(part, Section):
                 found.extend(job_refs(part, where))
     return found
+
+
+def dataset_uris(spec: JobSpec) -> Iterator[str]:
+    """Every packed dataset that a job reads and names by its place; what a pack job reads is none."""
+    return _dataset_uris(spec.model_copy(update={"pack": None}))
+
+
+def _dataset_uris(section: Section) -> Iterator[str]:
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, Section):
+                yield from _dataset_uris(part)
+            elif isinstance(part, str) and name in DATASET_FIELDS:
+                yield part

@@ -1,15 +1,20 @@
-"""Files, directories and standard input to validated jobs; every mistake of every file is reported at once."""
+"""Files, directories and standard input to validated jobs; every mistake of every file is reported at once.
+
+On a cluster a parent need not be in the files: ``find`` looks for it where the jobs will go, and one that isn't there
+either may come later.
+"""
 
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path as FilePath
+from typing import Any
 
 from pydantic import ValidationError
 
 from dinoctl.spec.errors import Problem, SpecError
-from dinoctl.spec.graph import check_references
+from dinoctl.spec.graph import check_references, parents
 from dinoctl.spec.job import DinoJob
 from dinoctl.spec.wording import problem_of
 from dinoctl.spec.yamldoc import YamlDoc, read_yaml
@@ -17,10 +22,11 @@ from dinoctl.spec.yamldoc import YamlDoc, read_yaml
 
 @dataclass(frozen=True)
 class LoadedJob:
-    """A valid document and the text it came from."""
+    """A valid document and the text it came from. ``elsewhere``: it is not one of the files', only referred to."""
 
     job: DinoJob
     doc: YamlDoc
+    elsewhere: bool = False
 
     @property
     def name(self) -> str:
@@ -28,8 +34,13 @@ class LoadedJob:
         return self.job.name
 
 
-def load(arguments: Iterable[str]) -> list[LoadedJob]:
-    """Every job of the files, directories (``*.yaml``, ``*.yml``) and ``-`` (standard input) given.
+Find = Callable[[str], dict[str, Any] | None]
+"""A job's document by name, wherever jobs are; None when there is none."""
+
+
+def load(arguments: Iterable[str], find: Find | None = None) -> list[LoadedJob]:
+    """Every job of the files, directories (``*.yaml``, ``*.yml``) and ``-`` (standard input) given; with ``find`` also
+    those found there that they descend from.
 
     Raises:
         SpecError: with all problems of all files.
@@ -38,15 +49,33 @@ def load(arguments: Iterable[str]) -> list[LoadedJob]:
     arguments = list(arguments)
     problems: list[Problem] = []
     docs = [doc for file, text in _texts(arguments, problems) for doc in read_yaml(text, file, problems)]
-    jobs = [job for doc in docs if (job := _validate(doc, problems)) is not None]
-    check_references(jobs, problems, complete=not problems)
+    jobs = [job for doc in docs if (job := validate(doc, problems)) is not None]
+    around = _ancestors(jobs, find) if find is not None and not problems else []
+    check_references([*jobs, *around], problems, complete=not problems and find is None)
     if problems:
         raise SpecError(problems)
     if not jobs:
         place = ", ".join(arguments) or "the command line"
         text = "no DinoJob documents found; a document starts with apiVersion: dinoctl.io/v1alpha1 and kind: DinoJob"
         raise SpecError([Problem(place, 0, 0, "", text)])
-    return jobs
+    return [*jobs, *around]
+
+
+def _ancestors(jobs: list[LoadedJob], find: Find) -> list[LoadedJob]:
+    known = {job.name for job in jobs}
+    found: list[LoadedJob] = []
+    waiting = [name for job in jobs for name in parents(job)]
+    while waiting:
+        name = waiting.pop()
+        if name in known:
+            continue
+        known.add(name)
+        document = find(name)
+        job = validate(YamlDoc(f"dinojob/{name}", document), [], elsewhere=True) if document else None
+        if job is not None:  # one that this dinoctl can't read is as good as unknown; the operator judges it
+            found.append(job)
+            waiting.extend(parents(job))
+    return found
 
 
 def _texts(arguments: Iterable[str], problems: list[Problem]) -> Iterator[tuple[str, str]]:
@@ -84,9 +113,10 @@ def _stdin() -> bytes:
     return stream.read() if stream is not None else sys.stdin.read().encode()
 
 
-def _validate(doc: YamlDoc, problems: list[Problem]) -> LoadedJob | None:
+def validate(doc: YamlDoc, problems: list[Problem], *, elsewhere: bool = False) -> LoadedJob | None:
+    """The job of one document, or None and its problems."""
     try:
-        return LoadedJob(DinoJob.model_validate(doc.data, by_alias=True, by_name=False), doc)
+        return LoadedJob(DinoJob.model_validate(doc.data, by_alias=True, by_name=False), doc, elsewhere)
     except ValidationError as error:
         problems.extend(problem_of(doc, detail) for detail in error.errors())
         return None

@@ -21,6 +21,8 @@ ABANDON = f"{GROUP}/abandon"
 ended. Abandon ("true"): delete it now, whatever the finalizer still waits for.
 """
 FINALIZER = f"{GROUP}/tracking"
+RENDERED = f"{GROUP}/rendered"
+"""Annotation of a RayJob: digest of what was rendered, so that an edit by somebody is noticed."""
 
 QUEUE = "kueue.x-k8s.io/queue-name"
 PRIORITY = "kueue.x-k8s.io/priority-class"

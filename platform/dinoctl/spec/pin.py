@@ -4,9 +4,7 @@ from collections.abc import Mapping
 
 from dinoctl.spec.base import Section
 from dinoctl.spec.job import JobSpec
-from dinoctl.spec.sources import JobRef, UriRef
-
-_DATA_FIELDS = ("source", "dataset")
+from dinoctl.spec.sources import DATASET_FIELDS, JobRef, UriRef
 
 
 def pin(spec: JobSpec, outputs: Mapping[str, str]) -> JobSpec:
@@ -27,7 +25,7 @@ def _pin(section: Section, outputs: Mapping[str, str]) -> Section:
         if isinstance(value, JobRef) and value.job in outputs:
             uri = outputs[value.job]
             model = UriRef(uri=f"{uri}/export/{value.student}" if value.student else uri)
-            update[name] = f"{uri}/dataset" if name in _DATA_FIELDS else model
+            update[name] = f"{uri}/dataset" if name in DATASET_FIELDS else model
         elif isinstance(value, Section):
             update[name] = _pin(value, outputs)
         elif isinstance(value, list):

@@ -7,7 +7,7 @@ widen it, and it is no part of a job's hash.
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from dinoctl.spec.base import Duration, Section, Size, choice
 from dinoctl.spec.sources import Uri
@@ -16,8 +16,11 @@ _PINNED = r"^[^@\s]+@sha256:[0-9a-f]{64}$"
 _LABEL = r"^([a-z0-9.-]+/)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
 _DNS = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 _TAKEN = ("DINOCTL_", "RAY_", "MASTER_", "WORLD_SIZE", "RANK", "LOCAL_RANK", "KUBERNETES_")
-Quantity = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(m|[kMGTPE]i?)?$")]
+Quantity = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(m|k|[MGTPE]|[KMGTPE]i)?$")]
 Label = Annotated[str, Field(pattern=_LABEL)]
+LabelValue = Annotated[str, Field(pattern=r"^([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?$", max_length=63)]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+_REST = "-rest"
 
 
 class Toleration(Section):
@@ -55,13 +58,15 @@ class Pool(Section):
     """Nodes of one kind. Workers fill the pools in order; each pool is a worker group."""
 
     name: str = Field(description="Name of the group.", pattern=_DNS, max_length=20)
-    max_workers: int | None = choice(None, "Most workers here; null: no limit.", ge=1)
-    node_selector: dict[str, str] = choice({}, "Node labels, beside the profile's.")
+    max_workers: int | None = choice(
+        None, "Most workers here, a multiple of workersPerPod; null: no limit (the last pool only).", ge=1
+    )
+    node_selector: dict[Label, LabelValue] = choice({}, "Node labels, beside the profile's.")
     tolerations: list[Toleration] = choice([], "Beside the profile's.")
 
     @model_validator(mode="after")
     def _not_head(self) -> "Pool":
-        if self.name in ("head", "submitter"):
+        if self.name in ("head", "submitter") or self.name.endswith(_REST):
             raise ValueError(f"pool name {self.name!r} is taken; choose another")
         return self
 
@@ -97,8 +102,16 @@ class Drain(Section):
         return self
 
 
+def _pinned_rule(schema: dict[str, Any]) -> None:
+    """What the validator below says of images, for Helm."""
+    tagged = {"required": ["allowTags"], "properties": {"allowTags": {"const": True}}}
+    schema["if"], schema["then"] = {"not": tagged}, {"properties": {"image": {"pattern": _PINNED}}}
+
+
 class Profile(Section):
     """Where and how jobs run that name it."""
+
+    model_config = ConfigDict(json_schema_extra=_pinned_rule)
 
     image: str = Field(description="Image of all pods, by digest: NAME@sha256:...", min_length=1)
     allow_tags: bool = choice(False, "Accept an image by tag: for tests and images that never leave a machine.")
@@ -108,9 +121,13 @@ class Profile(Section):
     tracking_uri: str = Field(description="MLflow server, as pods reach it.", min_length=1)
     queue: str | None = choice(None, "Kueue LocalQueue in the job's namespace; null: no queue.", pattern=_DNS)
     priority_class: str | None = choice(None, "Kueue WorkloadPriorityClass.")
-    node_selector: dict[str, str] = choice({}, "Node labels.")
+    node_selector: dict[Label, LabelValue] = choice({}, "Node labels.")
     tolerations: list[Toleration] = choice([], "Taints that pods tolerate.")
-    pools: list[Pool] = choice([], "Worker groups, at most 16 (Kueue's limit); none: one group.", max_length=16)
+    pools: list[Pool] = choice(
+        [],
+        "Worker groups, at most 5 (a Kueue workload's pod sets, less head, submitter and rest); none: one group.",
+        max_length=5,
+    )
     topology: Topology | None = choice(None, "Closeness of workers.")
     network: Network = choice(Network(), "Interfaces and RDMA.")
     gpu_resource: Label = choice("nvidia.com/gpu", "Extended resource of a GPU.")
@@ -126,14 +143,14 @@ class Profile(Section):
         "restricted", "Pod security: restricted, or with IPC_LOCK for RDMA (such a namespace can't enforce restricted)."
     )
     run_as: int = choice(1000, "User and group of all processes; not root.", ge=1)
-    env: Annotated[dict[str, str], AfterValidator(_own_names)] = choice({}, "Environment of all pods.")
-    secret_env: Annotated[dict[str, SecretKey], AfterValidator(_own_names)] = choice(
+    env: Annotated[dict[Variable, str], AfterValidator(_own_names)] = choice({}, "Environment of all pods.")
+    secret_env: Annotated[dict[Variable, SecretKey], AfterValidator(_own_names)] = choice(
         {}, "Environment from Secrets, by reference."
     )
     account_annotations: dict[str, str] = choice(
         {}, "Annotations of the job's ServiceAccount, as those of a cloud's workload identity."
     )
-    labels: dict[str, str] = choice({}, "Labels of all pods.")
+    labels: dict[Label, LabelValue] = choice({}, "Labels of all pods.")
     volumes: list[dict[str, Any]] = choice([], "Volumes of all pods, as in a pod.")
     volume_mounts: list[dict[str, Any]] = choice([], "Their mounts in all containers.")
 
@@ -148,6 +165,14 @@ class Profile(Section):
             raise ValueError(f"pools must have different names, got {', '.join(names)}")
         if any(pool.max_workers is None for pool in self.pools[:-1]):
             raise ValueError("only the last pool may be without maxWorkers: nothing would reach the others")
+        odd = next((pool for pool in self.pools if (pool.max_workers or 0) % self.workers_per_pod), None)
+        if odd is not None:
+            raise ValueError(
+                f"pool {odd.name}: maxWorkers {odd.max_workers} is no multiple of workersPerPod {self.workers_per_pod}"
+            )
+        twice = next((name for name in self.env if name in self.secret_env), None)
+        if twice is not None:
+            raise ValueError(f"variable {twice!r} stands in env and in secretEnv; keep one")
         if self.security == "restricted" and self.network.rdma_resource:
             raise ValueError("RDMA needs IPC_LOCK, which restricted pod security forbids; set security: rdma")
         return self
@@ -158,7 +183,9 @@ class OperatorConfig(Section):
 
     profiles: dict[Annotated[str, Field(pattern=_DNS)], Profile] = Field(description="By name.", min_length=1)
     default_profile: str | None = choice(None, "Of jobs that name none; null: a job must name one.")
-    namespaces: list[str] = choice([], "Namespaces that are watched; none: the operator's own.")
+    namespaces: list[Annotated[str, Field(pattern=_DNS, max_length=63)]] = choice(
+        [], "Namespaces that are watched; none: the operator's own."
+    )
     resync: Duration = choice(600.0, "Longest time between two looks at a job without an event.")
     workers: int = choice(8, "Jobs that are looked at side by side.", ge=1)
     keep_attempts: int = choice(3, "RayJobs of ended attempts that are kept for looking at.", ge=0)

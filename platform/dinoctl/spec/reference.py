@@ -34,13 +34,13 @@ def reference() -> str:
     """The whole page."""
     definitions = json_schema()["$defs"]
     parts = [_INTRO]
-    for model in _sections():
+    for model in sections():
         schema = definitions.get(model.__name__) or json_schema()
         parts.append(f"## {model.__name__}\n\n{schema['description']}\n\n{_table(schema, model)}")
     return "\n\n".join(parts) + "\n"
 
 
-def _sections() -> list[type[Section]]:
+def sections() -> list[type[Section]]:
     """Every section in the order in which a reader of the document meets it."""
     found: dict[type[Section], None] = {}
     waiting: list[type[Section]] = [DinoJob]

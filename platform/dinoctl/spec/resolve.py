@@ -76,14 +76,34 @@ def resolve(jobs: Sequence[LoadedJob]) -> list[ResolvedJob]:
 
     """
     done: dict[str, ResolvedJob] = {}
+    whole: set[str] = set()  # jobs whose ancestors are all there: of others too little is known to judge them
     problems: list[Problem] = []
     for loaded in topological(jobs):
         resolved = _resolve_one(loaded, done)
-        problems.extend(loaded.doc.problem(path, text) for path, text in check(resolved.spec, _specs(done)))
+        if whole.issuperset(resolved.parents):
+            whole.add(loaded.name)
+            findings = () if loaded.elsewhere else check(resolved.spec, _specs(done))
+            problems.extend(loaded.doc.problem(path, text) for path, text in findings)
         done[loaded.name] = resolved
     if problems:
         raise SpecError(problems)
     return [done[job.name] for job in topological(jobs)]
+
+
+def resolve_one(loaded: LoadedJob, parents: Mapping[str, ResolvedJob]) -> ResolvedJob:
+    """Resolves a job whose parents are resolved already. One that lacks parents may still have contradictions, which
+    are judged only once all are there; its hash is then another one.
+
+    Raises:
+        SpecError: with every contradiction.
+
+    """
+    resolved = _resolve_one(loaded, parents)
+    found = check(resolved.spec, _specs(parents)) if set(resolved.parents) <= set(parents) else []
+    problems = [loaded.doc.problem(path, text) for path, text in found]
+    if problems:
+        raise SpecError(problems)
+    return resolved
 
 
 def _specs(done: Mapping[str, ResolvedJob]) -> dict[str, JobSpec]:

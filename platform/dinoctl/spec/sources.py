@@ -62,6 +62,8 @@ class UriRef(Section):
     uri: Uri = Field(description="s3://bucket/prefix, file:///path or a path.")
 
 
+DATASET_FIELDS = ("source", "dataset")
+"""Names of the fields that a `DataSource` stands in."""
 SOURCE_TAGS = ("<uri-text>", "<job>", "<model>", "<uri>")
 
 
@@ -100,7 +102,7 @@ class Reading(Section):
     """How training data on a bucket is read ahead. Nothing here changes a batch."""
 
     memory: Size = choice(
-        256 * 2**20, "Bytes of images that a worker holds or has asked for; one sample a lane in any case.", ge=1
+        64 * 2**20, "Bytes of images that a worker holds or has asked for; one sample a lane in any case.", ge=1
     )
     requests_per_second: float = choice(
         5500.0, "Requests a second of the whole job, at most. S3 serves 5,500 GETs a second and prefix.", gt=0

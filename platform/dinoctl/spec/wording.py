@@ -36,25 +36,25 @@ _MUST_BE = {
 _NUMBERS = ("int_type", "float_type", "int_from_float")
 
 
-def problem_of(doc: YamlDoc, detail: Any) -> Problem:
-    """One of pydantic's errors with its place in the file."""
-    path: Path = tuple(part for part in detail["loc"] if part not in SOURCE_TAGS)
-    return doc.problem(path, _message(path, detail))
+def problem_of(doc: YamlDoc, detail: Any, root: type[BaseModel] = DinoJob) -> Problem:
+    """One of pydantic's errors with its place in the file. ``root`` is what the document was read as."""
+    path: Path = tuple(part for part in detail["loc"] if part not in (*SOURCE_TAGS, "[key]"))
+    return doc.problem(path, _message(path, detail, root))
 
 
-def _message(path: Path, detail: Any) -> str:
+def _message(path: Path, detail: Any, root: type[BaseModel]) -> str:
     kind, given = detail["type"], detail["input"]
     if kind == "value_error":
         return str(detail["ctx"]["error"])
     if kind == "extra_forbidden":
-        return "unknown field" + suggestion(str(detail["loc"][-1]), _fields_at(path[:-1]))
+        return "unknown field" + suggestion(str(detail["loc"][-1]), _fields_at(path[:-1], root))
     if kind == "missing":
         return _missing(path, given)
     if kind == "union_tag_invalid":
         return _reference(path, given)
     if kind == "literal_error":
         return _one_of(detail)
-    if not path:
+    if not path and root is DinoJob:
         return f"must be a mapping with apiVersion: {API_VERSION}, kind: DinoJob, metadata and spec, not {_show(given)}"
     if kind in _MUST_BE:
         limits = {name: f"{v:g}" if isinstance(v, float) else v for name, v in detail.get("ctx", {}).items()}
@@ -117,9 +117,9 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     return f"; known here: {', '.join(known)}" if known else ""
 
 
-def _fields_at(path: Path) -> list[str]:
-    """YAML names of the fields of the section at ``path``."""
-    models: list[type[BaseModel]] = [DinoJob]
+def _fields_at(path: Path, root: type[BaseModel]) -> list[str]:
+    """YAML names of the fields of the section at ``path``; a part that is no field is a key of a mapping."""
+    models: list[type[BaseModel]] = [root]
     for part in path:
         if isinstance(part, int):
             continue
@@ -129,7 +129,7 @@ def _fields_at(path: Path) -> list[str]:
             for name, info in model.model_fields.items()
             if (info.alias or name) == part
             for inner in models_in(info.annotation)
-        ]
+        ] or models
     return [info.alias or name for model in models for name, info in model.model_fields.items()]
 
 

@@ -21,9 +21,10 @@ from dinoctl.stages.together import train_together
 from dinoctl.stages.train import Work, train
 from dinoctl.stages.warmup import warmed_heads
 from dinoctl.training.context import Context
-from dinoctl.training.learner import Learner, blank_network, check_patches, distillation_learner
+from dinoctl.training.learner import Learner, distillation_learner
 from dinoctl.training.loop import LoopResult
 from dinoctl.training.matching import FeatureLearner, blank_matched, matched_tensors
+from dinoctl.training.networks import blank_network, check_patches
 from dinoctl.training.weights import Tensors, learner_tensors
 
 

@@ -30,9 +30,9 @@ from dinoctl.spec.model import ModelSpec
 from dinoctl.spec.recipe import Head, Heads
 from dinoctl.spec.sources import JobRef, ModelRef, ModelSource
 from dinoctl.spec.stages import Distill
-from dinoctl.training.learner import HeadPair, Network
 from dinoctl.training.ledger import Checkpoint
 from dinoctl.training.matching import Bare
+from dinoctl.training.networks import HeadPair, Network
 
 _BATCH = 1 << 26  # elements of a student's checkpoint that are read together
 

@@ -9,8 +9,9 @@ from dinoctl.stages.models import vit_config
 from dinoctl.stages.recipe import Recipe
 from dinoctl.stages.train import Work, train
 from dinoctl.training.context import Context
-from dinoctl.training.learner import blank_network, pretraining_learner
+from dinoctl.training.learner import pretraining_learner
 from dinoctl.training.loop import LoopResult
+from dinoctl.training.networks import blank_network
 from dinoctl.training.weights import learner_tensors
 
 

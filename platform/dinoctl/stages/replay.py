@@ -22,10 +22,11 @@ from dinoctl.handover.ledger import CHECKPOINTS, HEADS_CHECKPOINTS, Commit, Ledg
 from dinoctl.spec.errors import EnvironmentProblem, UserError
 from dinoctl.spec.stages import Distill
 from dinoctl.stages import STAGES
+from dinoctl.stages.batches import inputs_of, one_batch
 from dinoctl.stages.data import Data, open_data
 from dinoctl.stages.readonly import ReadOnlyAttempt
 from dinoctl.stages.recipe import Recipe
-from dinoctl.stages.train import inputs_of, make_engine, one_batch, schedules_of
+from dinoctl.stages.train import make_engine, schedules_of
 from dinoctl.tracking.jsonnum import strict
 from dinoctl.tracking.spool import history
 from dinoctl.training.context import Context, ProcessContext

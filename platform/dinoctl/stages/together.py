@@ -29,8 +29,9 @@ from dinoctl.stages.recipe import Recipe
 from dinoctl.stages.train import Seat, fit, make_engine
 from dinoctl.training.context import Context
 from dinoctl.training.engines.frozen import place_frozen
-from dinoctl.training.learner import HeadPair, TaughtLearner, blank_network, check_patches
+from dinoctl.training.learner import TaughtLearner
 from dinoctl.training.loop import Inputs, LoopResult, MetricSink
+from dinoctl.training.networks import HeadPair, blank_network, check_patches
 from dinoctl.training.seating import Seating
 from dinoctl.training.shared_teacher import SharedTeacher
 from dinoctl.training.stopping import StopRequest

@@ -3,38 +3,35 @@
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
-from dinoctl.data.batch import Batch, normalise, to_device
-from dinoctl.data.errors import StorageError
 from dinoctl.data.loader import TrainLoader
 from dinoctl.handover.attempt import Attempt
 from dinoctl.handover.ledger import CHECKPOINTS, Commit, Ledger
 from dinoctl.model.native.build import why_not
-from dinoctl.spec.errors import UserError
+from dinoctl.stages.batches import inputs_of, loader_of, one_batch
 from dinoctl.stages.data import Data, foretell, open_data
 from dinoctl.stages.finish import finish, versions
 from dinoctl.stages.measure import check_gate
 from dinoctl.stages.placement import whole_teacher
 from dinoctl.stages.recipe import Recipe
+from dinoctl.stages.resume import resume
 from dinoctl.tracking.spool import Spool
 from dinoctl.training.context import Context
 from dinoctl.training.culprit import Culprit
-from dinoctl.training.engines.base import Engine, Slice
+from dinoctl.training.engines.base import Engine
 from dinoctl.training.engines.build import build_engine
 from dinoctl.training.execution import set_execution
 from dinoctl.training.groups import parameter_groups
 from dinoctl.training.learner import Learner
-from dinoctl.training.ledger import Checkpoint, LedgerWriter, WriterIdentity
+from dinoctl.training.ledger import LedgerWriter, WriterIdentity
 from dinoctl.training.loop import Inputs, Loop, LoopResult, LoopSettings, MetricSink
 from dinoctl.training.matching import FeatureLearner
 from dinoctl.training.schedules import RecipeSchedules
-from dinoctl.training.upload import Upload
 from dinoctl.training.vitals import Vitals
 from dinoctl.training.weights import Tensors
 
@@ -74,30 +71,6 @@ class Seat:
     record: Callable[[MetricSink], MetricSink] = lambda record: record
     students: int = 1
     """That are trained side by side, each of which reads all data."""
-
-
-class _NamedWriter(LedgerWriter):
-    """Writes slices under names of their own."""
-
-    def __init__(
-        self, ledger: Ledger, identity: WriterIdentity, *, keep: int, keep_every: int | None, names: str
-    ) -> None:
-        super().__init__(ledger, identity, keep=keep, keep_every=keep_every)
-        self._names = names
-
-    def save(
-        self,
-        step: int,
-        slices: list[Slice],
-        *,
-        skipped: int = 0,
-        behind: Callable[[Upload], None] = lambda _: None,
-    ) -> None:
-        super().save(step, [_named(piece, self._names) for piece in slices], skipped=skipped, behind=behind)
-
-
-def _named(piece: Slice, names: str) -> Slice:
-    return replace(piece, name=names + piece.name)
 
 
 def train(
@@ -164,53 +137,11 @@ def fit(
     if context.rank == 0 and (told := foretell(recipe, data, seat.context.world, seat.students)):
         sys.stderr.write(f"{told}\n")
     ledger = Ledger(attempt.storage.child(folder))
-    head = _resume(attempt, context, ledger, engine, seat.names, data.hash)
+    head = resume(attempt, context, ledger, engine, data.hash, names=seat.names)
     result = _run_loop(attempt, context, recipe, engine, learner, ledger, data, head, patch_size, prefix, seat)
     if context.rank == 0 and not result.stopped:
         ledger.collect_orphans(attempt.number)  # an older attempt may have gone on writing for a while
     return result
-
-
-def _resume(
-    attempt: Attempt, context: Context, ledger: Ledger, engine: Engine, names: str, data_hash: str
-) -> Commit | None:
-    """The checkpoint that the engine has now; None: nothing is done yet. Raises UserError where it was done on other
-    data.
-    """
-    if context.rank == 0:
-        ledger.begin(attempt.number)
-        ledger.collect_orphans(attempt.number)
-    head = agreed_head(attempt, context, ledger)
-    if head is None:
-        return None
-    if head.data_hash not in ("", data_hash):
-        raise UserError(
-            f"the {head.step} steps of {attempt.name} so far were done on training data that has since been packed "
-            f"again or replaced; put the old data back, or start over with --restart {attempt.name}"
-        )
-    checkpoint = Checkpoint(ledger.storage, head)
-    checkpoint.read_ahead([_named(piece, names) for piece in engine.slices()])
-    try:
-        engine.load(lambda piece: checkpoint.read(_named(piece, names)), head.step - head.skipped)
-    finally:
-        checkpoint.close()
-    return head
-
-
-def agreed_head(attempt: Attempt, context: Context, ledger: Ledger) -> Commit | None:
-    """Rank 0's answer for all: a replaced attempt may still be committing while the ranks look."""
-    head = ledger.head(attempt.spec_hash) if context.rank == 0 else None
-    if context.world == 1:
-        return head
-    step = torch.tensor(head.step if head else -1, device=context.device)
-    dist.broadcast(step, src=0)
-    found = int(step.item())
-    if context.rank == 0 or found < 0:
-        return head
-    commit = ledger.commit(found)
-    if commit is None:
-        raise StorageError(f"rank {context.rank} does not see the checkpoint of step {found} in {ledger.storage.uri}")
-    return commit
 
 
 def _run_loop(
@@ -242,7 +173,7 @@ def _run_loop(
     )
     schedules = schedules_of(recipe)
     rank, world = seat.context.rank, seat.context.world
-    loader = _loader(
+    loader = loader_of(
         attempt,
         recipe,
         data,
@@ -253,7 +184,7 @@ def _run_loop(
         workers=spec.compute.loader_workers,
         readers=context.world,
     )
-    writer = _NamedWriter(ledger, identity, keep=policy.keep, keep_every=policy.keep_every, names=seat.names)
+    writer = LedgerWriter(ledger, identity, keep=policy.keep, keep_every=policy.keep_every, names=seat.names)
     writer.head = head
     spool = Spool(attempt.spool, attempt=attempt.number) if context.rank == 0 else None
     try:
@@ -296,12 +227,6 @@ def schedules_of(recipe: Recipe) -> RecipeSchedules:
     )
 
 
-def one_batch(attempt: Attempt, recipe: Recipe, data: Data, step: int, patch_size: int, rank: int, world: int) -> Batch:
-    """A rank's batch of one step, made in this process: whoever asks, it is the same."""
-    with _loader(attempt, recipe, data, step, patch_size, rank, world, ahead=False) as loader:
-        return next(loader)
-
-
 def _vitals(attempt: Attempt, recipe: Recipe, learner: nn.Module, group: dist.ProcessGroup | None) -> Vitals | None:
     """Nothing to look at where the backbone does not learn, or there are no prototypes."""
     if not isinstance(learner, Learner):
@@ -309,36 +234,6 @@ def _vitals(attempt: Attempt, recipe: Recipe, learner: nn.Module, group: dist.Pr
     warmup = max(_YOUNG, recipe.schedules.learning_rate.warmup_steps or 0)
     every = attempt.spec.policy.health.every_steps
     return Vitals(learner, every=every, after=warmup, images=recipe.global_batch, group=group)
-
-
-def _loader(
-    attempt: Attempt,
-    recipe: Recipe,
-    data: Data,
-    start: int,
-    patch_size: int,
-    rank: int,
-    world: int,
-    *,
-    workers: int = 0,
-    readers: int | None = None,
-    ahead: bool = True,
-) -> TrainLoader:
-    return TrainLoader(
-        data.parts,
-        data.order,
-        recipe.crops,
-        recipe.masks,
-        seed=attempt.spec.seed,
-        rank=rank,
-        world=world,
-        start_step=start,
-        workers=workers,
-        patch_size=patch_size,
-        max_bad_rate=recipe.data.max_bad_rate,
-        reading=recipe.data.reader if ahead else None,
-        readers=readers,
-    )
 
 
 def _recorder(spool: Spool | None, prefix: str, loader: TrainLoader) -> MetricSink:
@@ -351,16 +246,3 @@ def _recorder(spool: Spool | None, prefix: str, loader: TrainLoader) -> MetricSi
             spool.flush()
 
     return record
-
-
-def inputs_of(recipe: Recipe, device: torch.device) -> Inputs:
-    """A batch as the learner takes it: on the device, crops normalised there (uint8 travels)."""
-    mean, std = recipe.crops.augmentation.mean, recipe.crops.augmentation.std
-
-    def prepare(batch: Batch) -> tuple[Tensor | None, ...]:
-        moved = to_device(batch, device)
-        local = None if moved.local_crops is None else normalise(moved.local_crops, mean, std)
-        images = normalise(moved.global_crops, mean, std)
-        return images, local, moved.masks, moved.mask_indices, moved.mask_weights
-
-    return prepare

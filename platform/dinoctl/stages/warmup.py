@@ -19,13 +19,14 @@ from dinoctl.handover.progress import Progress
 from dinoctl.model.initial import initial_tensors
 from dinoctl.spec.fill import compress
 from dinoctl.spec.recipe import Heads
-from dinoctl.stages.data import open_data
+from dinoctl.stages.data import Data, open_data
 from dinoctl.stages.models import OpenedModel
 from dinoctl.stages.recipe import Recipe
-from dinoctl.stages.train import agreed_head, fit, make_engine
+from dinoctl.stages.resume import agreed_head, check_same_data
+from dinoctl.stages.train import fit, make_engine
 from dinoctl.training.context import Context
-from dinoctl.training.learner import blank_heads
 from dinoctl.training.ledger import Checkpoint
+from dinoctl.training.networks import blank_heads
 from dinoctl.training.stopping import StopRequest
 from dinoctl.training.warmup import HeadsLearner
 from dinoctl.training.weights import learner_tensors
@@ -39,12 +40,14 @@ def warmed_heads(
     attempt: Attempt, context: Context, recipe: Recipe, teacher: OpenedModel, heads: Heads, steps: int
 ) -> State | None:
     """States of "dino_head" and "ibot_head" after ``steps`` steps of training on the backbone of ``teacher``; None:
-    asked to stop before. Collective.
+    asked to stop before. Raises UserError where steps were done on other data. Collective.
     """
     ledger = Ledger(attempt.storage.child(HEADS_CHECKPOINTS))
-    head = agreed_head(attempt, context, ledger)
-    if head is None or head.step < steps:
-        if not _train(attempt, context, _shortened(recipe, steps), teacher, heads):
+    head, data = agreed_head(attempt, context, ledger), open_data(recipe, attempt.spec.seed)
+    if head is not None and head.step >= steps:
+        check_same_data(attempt, head, data.hash)
+    else:
+        if not _train(attempt, context, _shortened(recipe, steps), teacher, heads, data):
             return None
         head = ledger.commit(steps)
     if head is None:
@@ -57,14 +60,13 @@ def _shortened(recipe: Recipe, steps: int) -> Recipe:
     return replace(recipe, steps=steps, schedules=short)
 
 
-def _train(attempt: Attempt, context: Context, recipe: Recipe, teacher: OpenedModel, heads: Heads) -> bool:
+def _train(attempt: Attempt, context: Context, recipe: Recipe, teacher: OpenedModel, heads: Heads, data: Data) -> bool:
     generator = torch.Generator().manual_seed(attempt.spec.seed ^ _SEED)
     config, bare = teacher.exported.config, teacher.bare()
     pair = blank_heads(config.embed_dim, heads)
     learner = HeadsLearner(bare.backbone, pair, recipe.losses)
     tensors = chain(learner_tensors(learner, initial_tensors(pair, generator)), teacher.tensors(bare))
     engine = make_engine(attempt, context, recipe, learner, config.depth, tensors=tensors)
-    data = open_data(recipe, attempt.spec.seed)
     own = _Warming(context)
     result = fit(
         attempt, own, recipe, engine, learner, data, config.patch_size, folder=HEADS_CHECKPOINTS, prefix=METRICS

@@ -14,56 +14,15 @@ from typing import Self, cast
 import torch
 from torch import Tensor, nn
 
-from dinoctl.model import Features, ProjectionHead, Read, VisionTransformer, ViTConfig
-from dinoctl.objective import (
-    SinkhornKnopp,
-    SoftmaxCenter,
-    dino_global_loss,
-    dino_local_loss,
-    gram_loss,
-    grouped_koleo_loss,
-    ibot_loss,
-    koleo_loss,
-    resample_patches,
-)
+from dinoctl.model import Features, Read
+from dinoctl.objective import dino_global_loss, dino_local_loss, gram_loss, ibot_loss
 from dinoctl.objective.reduce import Group
-from dinoctl.spec.checks_crops import whole_patches
-from dinoctl.spec.recipe import Head, Heads, Losses
+from dinoctl.spec.recipe import Losses
+from dinoctl.training.anchoring import anchor_patches
+from dinoctl.training.networks import HeadPair, Network, check_pair
+from dinoctl.training.parts import koleo_part, select, target_rule
 from dinoctl.training.seeds import shared_seed
 from dinoctl.training.signals import Study, student_signals, teacher_signals
-
-
-class HeadPair(nn.Module):
-    """The head of class tokens and that of patch tokens; None: the first head serves both."""
-
-    def __init__(self, dino_head: ProjectionHead, ibot_head: ProjectionHead | None = None) -> None:
-        super().__init__()
-        self.dino_head = dino_head
-        self.ibot_head = ibot_head
-
-    def project(self, classes: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Class tokens (R, D) and patch tokens (M, D) to logits (R, K) and (M, K'): one call of each head."""
-        if self.ibot_head is not None:
-            return self.dino_head(classes), self.ibot_head(patches)
-        both: Tensor = self.dino_head(torch.cat([classes, patches]))
-        ours, theirs = torch.split(both, [len(classes), len(patches)])
-        return ours, theirs
-
-    def prototypes(self) -> tuple[int, int]:
-        """Number of prototypes for class tokens and for patch tokens."""
-        return _prototypes(self.dino_head), _prototypes(self.ibot_head or self.dino_head)
-
-
-class Network(HeadPair):
-    """A backbone with its heads."""
-
-    def __init__(
-        self, backbone: VisionTransformer, dino_head: ProjectionHead, ibot_head: ProjectionHead | None = None
-    ) -> None:
-        nn.Module.__init__(self)
-        self.backbone = backbone  # first, because parameters are in the order of registration
-        self.dino_head = dino_head
-        self.ibot_head = ibot_head
 
 
 class Learner(nn.Module):
@@ -87,7 +46,7 @@ class Learner(nn.Module):
         self, student: Network, teacher: HeadPair, ema: Network | None, losses: Losses, *, mask_student: bool = True
     ) -> None:
         super().__init__()
-        _check_pair(student, teacher)
+        check_pair(student, teacher)
         self.group: Group = None
         self.student = student
         self.teacher = teacher
@@ -190,29 +149,11 @@ class Learner(nn.Module):
         )
         return targets, teacher_signals(logits, targets, temperature)
 
-    @torch.no_grad()
     def _anchors(self, crops: Tensor) -> Tensor:
-        """The Gram teacher's patch features (2 B, N, D) of the whole, unmasked global crops; with
-        `losses.gram.teacher_scale` those of the enlarged crops, resampled to the N patches of the crops.
-        """
+        """The Gram teacher's patch features (2 B, N, D) of the whole, unmasked global crops."""
         if self.gram is None or self.losses.gram is None:
             raise ValueError("this step has a weight of Gram anchoring, but losses.gram is null")
-        grid, larger = self._grids(crops, self.losses.gram.teacher_scale or 1.0)
-        if larger != grid:
-            size = [side * self.gram.config.patch_size for side in larger]
-            crops = nn.functional.interpolate(crops.float(), size=size, mode="bicubic").to(crops.dtype)
-        features = cast(Features, self.gram(crops, is_training=True))
-        return resample_patches(features["x_norm_patchtokens"], larger, grid)
-
-    def _grids(self, crops: Tensor, scale: float) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(rows, columns) of patches of the crops, and of the crops enlarged."""
-        rows, columns = (side // self.student.backbone.config.patch_size for side in crops.shape[-2:])
-        larger = whole_patches(rows, scale), whole_patches(columns, scale)
-        if 0 in larger:
-            raise ValueError(
-                f"{scale:g} times {rows} x {columns} patches is no whole number; set losses.gram.teacherScale"
-            )
-        return (rows, columns), larger
+        return anchor_patches(self.gram, crops, self.losses.gram.teacher_scale or 1.0)
 
     def _gram_part(
         self, classes: Tensor, patches: Tensor | None, anchors: Tensor | None, weight: float
@@ -264,41 +205,6 @@ class Learner(nn.Module):
         }
 
 
-def koleo_part(classes: Tensor, losses: Losses, group: Group = None) -> Tensor:
-    """Weighted KoLeo of class tokens (2 B, D): both global crops, each among themselves, or the first alone; not
-    computed where its weight is 0.
-    """
-    if losses.koleo == 0:
-        return classes.new_zeros((), dtype=torch.float32)
-    views = classes.chunk(2)[: 1 if losses.koleo_crops == "first" else 2]
-    if losses.koleo_group is not None:
-        return losses.koleo * grouped_koleo_loss(torch.stack(views), losses.koleo_group, group).sum()
-    return losses.koleo * torch.stack([koleo_loss(view) for view in views]).sum()
-
-
-def build_network(config: ViTConfig, heads: Heads, *, generator: torch.Generator | None = None) -> Network:
-    """A network with initial weights, drawn in the order backbone, DINO head, iBOT head."""
-    backbone = VisionTransformer(config, generator=generator)
-    dino_head = make_head(config.embed_dim, heads.dino, generator)
-    ibot_head = None if heads.ibot is None else make_head(config.embed_dim, heads.ibot, generator)
-    return Network(backbone, dino_head, ibot_head)
-
-
-def blank_network(config: ViTConfig, heads: Heads) -> Network:
-    """A network of shapes alone (on the meta device); `model.initial.initial_tensors` draws what `build_network` would
-    have drawn.
-    """
-    with torch.device("meta"):
-        return build_network(config, heads)
-
-
-def blank_heads(width: int, heads: Heads) -> HeadPair:
-    """Heads alone, for tokens of `width`, as shapes; see `blank_network`."""
-    with torch.device("meta"):
-        dino = make_head(width, heads.dino, None)
-        return HeadPair(dino, None if heads.ibot is None else make_head(width, heads.ibot, None))
-
-
 def pretraining_learner(student: Network, losses: Losses) -> Learner:
     """The teacher starts as a copy of the student (before an engine shards it: placeholders have nothing to copy)."""
     return Learner(student, copy.deepcopy(student), None, losses)
@@ -333,49 +239,7 @@ class TaughtLearner(Learner):
         return super().forward(*batch, teacher_temperature, seed, gram_weight, (classes, tokens))
 
 
-def make_head(in_dim: int, head: Head, generator: torch.Generator | None) -> ProjectionHead:
-    """A head with initial weights for tokens of width `in_dim`."""
-    return ProjectionHead(in_dim, head.prototypes, head.hidden, head.bottleneck, head.layers, generator=generator)
-
-
-def _prototypes(head: ProjectionHead) -> int:
-    return int(head.last_layer.weight_v.shape[0])
-
-
-def select(patches: Tensor, indices: Tensor) -> Tensor:
-    """Rows (M, D) of patches (R, N, D) by flat index. Flattening first would copy all of them: they are a slice."""
-    return patches[indices // patches.shape[1], indices % patches.shape[1]]
-
-
-def target_rule(losses: Losses, prototypes: int) -> SinkhornKnopp | SoftmaxCenter:
-    """How teacher logits become targets."""
-    if losses.centering == "sinkhorn_knopp":
-        return SinkhornKnopp(losses.sinkhorn_iterations)
-    return SoftmaxCenter(prototypes, losses.center_momentum)
-
-
 def _whole(teacher: HeadPair) -> Network:
     if not isinstance(teacher, Network):
         raise TypeError("this teacher has no backbone: give its tokens")
     return teacher
-
-
-def _check_pair(student: Network, teacher: HeadPair) -> None:
-    ours, theirs = student.prototypes(), teacher.prototypes()
-    if ours != theirs:
-        raise ValueError(
-            f"the student has {ours[0]} DINO and {ours[1]} iBOT prototypes, the teacher {theirs[0]} and {theirs[1]}: "
-            "give the student's heads the teacher's numbers"
-        )
-    if isinstance(teacher, Network):
-        check_patches(student.backbone.config, teacher.backbone.config)
-
-
-def check_patches(student: ViTConfig, teacher: ViTConfig) -> None:
-    """Raises ValueError unless the patch tokens of both pair up."""
-    patch, their_patch = student.patch_size, teacher.patch_size
-    if patch != their_patch:
-        raise ValueError(
-            f"the student's patches have {patch} pixels, the teacher's {their_patch}: their patch grids differ, "
-            f"so give the student patch size {their_patch}"
-        )

@@ -179,10 +179,12 @@ class LedgerWriter:
         *,
         keep: int,
         keep_every: int | None = None,
+        names: str = "",
         commit_timeout_s: float = 600.0,
     ) -> None:
+        """``names`` goes before the names of this rank's slices."""
         self._ledger, self._me, self._timeout = ledger, identity, commit_timeout_s
-        self._keep, self._keep_every = keep, keep_every
+        self._keep, self._keep_every, self._names = keep, keep_every, names
         self._buffer = SnapshotBuffer()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._pending: Future[None] | None = None
@@ -214,7 +216,7 @@ class LedgerWriter:
         began = time.monotonic()
         self.wait(behind)
         copied = time.monotonic()
-        snapshot = self._buffer.take(slices)
+        snapshot = self._buffer.take([piece.under(self._names) for piece in slices])
         self.wait_s, self.copy_s = copied - began, time.monotonic() - copied
         self.upload = Upload(step, snapshot.size)
         self._pending = self._pool.submit(self._write, step, snapshot, skipped, self.upload)

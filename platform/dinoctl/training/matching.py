@@ -18,7 +18,8 @@ from dinoctl.model.initial import init_linear, initial_tensors
 from dinoctl.objective import feature_distance, feature_std, view_distance
 from dinoctl.spec.recipe import Losses
 from dinoctl.spec.stages import FeatureMatching
-from dinoctl.training.learner import check_patches, koleo_part
+from dinoctl.training.networks import check_patches
+from dinoctl.training.parts import koleo_part
 from dinoctl.training.seeds import shared_seed
 
 

@@ -21,7 +21,8 @@ from dinoctl.objective import (
     target_entropy,
 )
 from dinoctl.spec.recipe import Losses
-from dinoctl.training.learner import HeadPair, select, target_rule
+from dinoctl.training.networks import HeadPair
+from dinoctl.training.parts import select, target_rule
 
 
 class HeadsLearner(nn.Module):

@@ -20,6 +20,7 @@ from dinoctl.data.order import SampleOrder
 from dinoctl.data.pack import pack
 from dinoctl.spec.crops import Augmentation, Blur, Crops, GlobalCrops, LocalCrops
 from dinoctl.spec.recipe import Masks
+from support.reference_crops import reference_crop
 
 COUNT = 2000
 GLOBAL, LOCAL = 56, 24
@@ -28,20 +29,6 @@ GLOBAL, LOCAL = 56, 24
 def photo() -> Image.Image:
     """Small enough that crops are shrunk, kept and enlarged."""
     return Image.fromarray(sklearn.datasets.load_sample_images().images[0]).resize((120, 90), Image.Resampling.BICUBIC)
-
-
-def reference(size: int, scale: tuple[float, float], blur: float, solarize: float) -> v2.Transform:
-    """The official recipe, of torchvision's own parts on Pillow images."""
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(size, scale=scale, interpolation=v2.InterpolationMode.BICUBIC),
-            v2.RandomHorizontalFlip(0.5),
-            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
-            v2.RandomGrayscale(0.2),
-            v2.RandomApply([v2.GaussianBlur(9, sigma=(0.1, 2.0))], p=blur),
-            v2.RandomSolarize(128, solarize),
-        ]
-    )
 
 
 def crops_of(cropper: Cropper, image: Pixels, view: int) -> Pixels:
@@ -63,9 +50,9 @@ def recipe(**settings: object) -> Crops:
 @pytest.mark.parametrize(
     ("view", "transform"),
     [
-        (0, reference(GLOBAL, (0.32, 1.0), 0.0, 0.0)),
-        (1, reference(GLOBAL, (0.32, 1.0), 0.9, 0.2)),
-        (2, reference(LOCAL, (0.05, 0.32), 0.5, 0.0)),
+        (0, reference_crop(GLOBAL, (0.32, 1.0), 0.0, 0.0)),
+        (1, reference_crop(GLOBAL, (0.32, 1.0), 0.9, 0.2)),
+        (2, reference_crop(LOCAL, (0.05, 0.32), 0.5, 0.0)),
     ],
 )
 def test_the_distribution_is_that_of_torchvision(view: int, transform: v2.Transform) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import threading
 import time
@@ -18,6 +19,7 @@ from dinoctl.data.feistel import Ids
 from dinoctl.data.mixture import MixtureOrder
 from dinoctl.data.order import Order, SampleOrder, lanes_of
 from dinoctl.data.reader import reader as reader_module
+from dinoctl.data.reader.blocks import Blocks, Body
 from dinoctl.data.reader.plan import Piece, pieces
 from dinoctl.data.reader.reader import Reader
 from dinoctl.data.reader.window import Lateness, TokenBucket, Window
@@ -90,6 +92,18 @@ def test_the_window_follows_bandwidth_times_latency() -> None:
     assert 0.7 * 10e6 < np.mean(sizes[-200:]) < 3.5 * 10e6
 
 
+def test_the_window_recovers_on_a_network_that_became_slower() -> None:
+    """Ten times as slow, whatever is on the way: fewer requests make nothing better, so they must not stay few."""
+    window, now = Window(2**22, 2**18, 2**25), 0.0
+    for _ in range(50):
+        now += 0.05
+        window.delivered(2**18, 0.05, now, starving=True)
+    while now < 30.0:
+        now += 0.5 * 2**18 / window.size
+        window.delivered(2**18, 0.5, now, starving=True)
+    assert window.size > 2**22
+
+
 def test_the_window_rests_and_gives_way() -> None:
     window = Window(2**20, 2**16, 2**22)
     for _ in range(100):
@@ -130,11 +144,11 @@ class Scripted:
 
     def __init__(self, dataset: Dataset, happens: object = None) -> None:
         self._storage, self._happens = dataset._storage, happens
-        self.lock = threading.Lock()
+        self.lock, self.blocks = threading.Lock(), Blocks()
         self.asked: list[tuple[str, int]] = []
         self.flying = self.most = 0
 
-    def get(self, path: str, start: int, end: int) -> bytes:
+    def get(self, path: str, start: int, end: int) -> Body:
         with self.lock:
             self.asked.append((path, start))
             self.flying += end - start
@@ -142,7 +156,9 @@ class Scripted:
         try:
             if self._happens is not None:
                 self._happens(path, start)  # type: ignore[operator]
-            return self._storage.read(path, start, end)
+            body = Body(self.blocks)
+            body.fill(io.BytesIO(self._storage.read(path, start, end)).readinto)
+            return body
         finally:
             with self.lock:
                 self.flying -= end - start

@@ -24,8 +24,9 @@ from dinoctl.stages import distill
 from dinoctl.stages.models import student_config
 from dinoctl.stages.together import learner_of
 from dinoctl.training.engines.frozen import place_frozen
-from dinoctl.training.learner import HeadPair, TaughtLearner, build_network, distillation_learner
+from dinoctl.training.learner import TaughtLearner, distillation_learner
 from dinoctl.training.matching import Bare, FeatureLearner, Matched
+from dinoctl.training.networks import HeadPair, build_network
 
 SEED = 5
 SMALL = {**MODEL, "embedDim": 8, "depth": 1, "ffn": "mlp"}

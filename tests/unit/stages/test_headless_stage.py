@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,24 @@ def test_a_stop_in_either_phase_changes_nothing(
         wanted, found = undisturbed.state(folder), job.state(folder)
         assert found.keys() == wanted.keys()
         assert all(torch.equal(found[key], wanted[key]) for key in wanted), folder
+
+
+def test_finished_heads_are_not_used_with_other_data(tmp_path: Path, data: Path, teacher: Path) -> None:
+    """Killed after the warm-up and before the first checkpoint of the distillation; then the data is replaced."""
+    own = tmp_path / "data"
+    shutil.copytree(data, own)
+    job = Job(tmp_path / "job", own, teacher, WARMUP)
+    assert job.run(("train", 0)).stopped
+    assert job.steps(HEADS_CHECKPOINTS)[-1] == 6
+    job.storage.delete_prefix("checkpoints/")
+    shutil.rmtree(own)
+    packing.pack("builtin://digits", str(own), splits={"val": 40}, verify=False)
+    with pytest.raises(UserError, match=r"the 6 steps of small so far were done on training data that has since been"):
+        job.run()
+    assert job.steps("checkpoints") == []
+    shutil.rmtree(own)
+    shutil.copytree(data, own)
+    assert job.run().step == 12
 
 
 def test_metrics_of_the_warmup_have_names_of_their_own(undisturbed: Job) -> None:

@@ -23,8 +23,9 @@ from dinoctl.stages import highres
 from dinoctl.stages.distill import heads_like
 from dinoctl.stages.models import OpenedModel, open_model, publish_export, vit_config
 from dinoctl.training.engines.base import Slice
-from dinoctl.training.learner import Learner, Network, build_network
+from dinoctl.training.learner import Learner
 from dinoctl.training.ledger import LedgerWriter, WriterIdentity
+from dinoctl.training.networks import Network, build_network
 
 HEADS = Heads(
     dino=Head(prototypes=12, hidden=16, bottleneck=8), ibot=Head(prototypes=10, hidden=16, bottleneck=8, layers=2)

@@ -13,7 +13,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 
 from dinoctl.data import pack as packing
 from dinoctl.data.local import LocalStorage
@@ -28,8 +27,9 @@ from dinoctl.spec.resolve import resolve
 from dinoctl.stages import distill
 from dinoctl.tracking.spool import history
 from dinoctl.training.context import ProcessContext
-from dinoctl.training.learner import build_network
 from dinoctl.training.ledger import Checkpoint
+from dinoctl.training.networks import build_network
+from support.ranks import run_ranks
 
 STEPS, BATCH = 5, 12
 HEADS = Heads(dino=Head(prototypes=24, hidden=16, bottleneck=8), ibot=Head(prototypes=20, hidden=16, bottleneck=8))
@@ -120,9 +120,6 @@ PLACED: dict[str, dict[str, Any]] = {
 
 
 def processes(rank: int, world: int, root: Path) -> None:
-    torch.set_num_threads(1)
-    if world > 1:
-        dist.init_process_group("gloo", init_method=f"file://{root}/store{world}", world_size=world, rank=rank)
     for name, what, workers, settings in runs_of(world):
         folder = root / name
         if rank == 0:
@@ -130,16 +127,12 @@ def processes(rank: int, world: int, root: Path) -> None:
             job = document(root, name, what, workers, **own)
             if "from" in settings:
                 copy_checkpoints(root / settings["from"], folder)
-        if world > 1:
-            dist.barrier()
+        dist.barrier()
         if rank > 0:
             (job,) = resolve(load([str(root / f"{name}.yaml")]))
         attempt = attempt_of(root, name, job, settings.get("number", 1))
 
         distill.run(attempt, ProcessContext(torch.device("cpu")))
-    if world > 1:
-        dist.barrier()
-        dist.destroy_process_group()
 
 
 def copy_checkpoints(source: Path, target: Path) -> None:
@@ -158,9 +151,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert teacher.ibot_head is not None
     heads = {"dino_head": teacher.dino_head.state_dict(), "ibot_head": teacher.ibot_head.state_dict()}
     save_export(root / "teacher", teacher.backbone, config, heads, {})
-    processes(0, 1, root)
-    for world in (2, 3):
-        spawn(processes, (world, root), nprocs=world)
+    for world in (1, 2, 3):
+        run_ranks(processes, world, world, root)
     return root
 
 
@@ -291,7 +283,7 @@ def test_unequal_prototypes_are_told_with_numbers(root: Path, tmp_path: Path) ->
     stage = job.spec.distill.model_copy(update={"students": students})
     from dinoctl.stages.models import open_model
     from dinoctl.stages.together import learner_of
-    from dinoctl.training.learner import HeadPair
+    from dinoctl.training.networks import HeadPair
 
     teacher = open_model(stage.teacher, None)
     network = teacher.network()

@@ -16,7 +16,8 @@ from dinoctl.model import ViTConfig
 from dinoctl.spec.compute import Compute
 from dinoctl.spec.recipe import Head, Heads, Losses
 from dinoctl.training.execution import set_execution
-from dinoctl.training.learner import Learner, build_network, pretraining_learner
+from dinoctl.training.learner import Learner, pretraining_learner
+from dinoctl.training.networks import build_network
 
 CPU = torch.device("cpu")
 

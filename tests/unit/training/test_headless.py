@@ -16,8 +16,9 @@ from dinoctl.spec.stages import FeatureMatching
 from dinoctl.training.engines.build import construct
 from dinoctl.training.engines.ddp import DdpEngine
 from dinoctl.training.groups import parameter_groups
-from dinoctl.training.learner import HeadPair, Network, make_head, pretraining_learner
+from dinoctl.training.learner import pretraining_learner
 from dinoctl.training.matching import Bare, FeatureLearner, Matched
+from dinoctl.training.networks import HeadPair, Network, make_head
 from dinoctl.training.warmup import HeadsLearner
 
 

@@ -10,12 +10,12 @@ import torch
 from test_learner import batch, network
 from test_ranks import group_of
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 
 from dinoctl.data.order import lanes_of
 from dinoctl.objective import all_reduce_sum, grouped_koleo_loss, koleo_loss
 from dinoctl.spec.recipe import Losses
 from dinoctl.training.learner import Learner, pretraining_learner
+from support.ranks import run_ranks
 
 IMAGES = 12
 SIZES = (2, 3, 4, 12)
@@ -94,11 +94,10 @@ def check(rank: int, world: int, store: Path) -> None:
 
 
 def run(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
     for world in (3, 2):
         if rank < world:
             check(rank, world, folder / f"{world}")
 
 
 def test_two_and_three_ranks(tmp_path: Path) -> None:
-    spawn(run, args=(tmp_path,), nprocs=3)
+    run_ranks(run, 3, tmp_path, grouped=False)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from dinoctl.model import ViTConfig
 from dinoctl.spec.recipe import Head, Heads, Losses
-from dinoctl.training.learner import Learner, Network, build_network, distillation_learner, pretraining_learner
+from dinoctl.training.learner import Learner, distillation_learner, pretraining_learner
+from dinoctl.training.networks import Network, build_network
 
 HEAD = Head(prototypes=24, hidden=16, bottleneck=8)
 OTHER = Head(prototypes=20, hidden=16, bottleneck=8)

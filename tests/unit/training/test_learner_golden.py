@@ -14,7 +14,8 @@ from dinoctl.model import load_strict
 from dinoctl.spec.recipe import Head, Heads, Losses, Optimizer
 from dinoctl.training.clipping import clip_
 from dinoctl.training.groups import apply, parameter_groups
-from dinoctl.training.learner import Learner, build_network, pretraining_learner
+from dinoctl.training.learner import Learner, pretraining_learner
+from dinoctl.training.networks import build_network
 from dinoctl.training.schedules import StepValues
 from support import golden
 

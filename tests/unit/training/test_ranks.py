@@ -16,11 +16,11 @@ import torch
 import torch.distributed as dist
 from test_learner import batch, network
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 
 from dinoctl.objective import SoftmaxCenter, all_reduce_max, all_reduce_sum, sinkhorn_knopp
 from dinoctl.spec.recipe import Losses
 from dinoctl.training.learner import Learner, pretraining_learner
+from support.ranks import run_ranks
 
 IMAGES, STEPS = 6, 2
 
@@ -92,7 +92,6 @@ def check_targets(rank: int, world: int, store: Path) -> None:
 
 
 def run(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
     for world in (3, 2):
         if rank < world:
             check_targets(rank, world, folder / f"targets{world}")
@@ -101,4 +100,4 @@ def run(rank: int, folder: Path) -> None:
 
 
 def test_two_and_three_ranks(tmp_path: Path) -> None:
-    spawn(run, args=(tmp_path,), nprocs=3)
+    run_ranks(run, 3, tmp_path, grouped=False)

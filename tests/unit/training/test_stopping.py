@@ -13,10 +13,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from test_training_loop import Run
-from torch.multiprocessing.spawn import spawn
 
 from dinoctl.training.context import ProcessContext
 from dinoctl.training.stopping import SLOW_S, Cadence, Notice, StopRequest, grace_s, read_stop_file
+from support.ranks import run_ranks
 
 WORLD = 2
 
@@ -75,7 +75,6 @@ def heard(context: ProcessContext, steps: int) -> tuple[int, StopRequest | None]
 
 
 def two_ranks(rank: int, root: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{root}/store", world_size=WORLD, rank=rank)
     device = torch.device("cpu")
 
     # Rank 1 is slow, so both ask after every step: the cadence is that of the slowest rank.
@@ -130,11 +129,10 @@ def two_ranks(rank: int, root: Path) -> None:
     step, request = heard(alone, 3)
     assert (step, request is not None and request.preempted) == (1, True)
     (root / f"done{rank}").touch()
-    dist.destroy_process_group()
 
 
 def test_ranks_stop_after_the_same_step_whoever_hears_of_it(tmp_path: Path) -> None:
-    spawn(two_ranks, args=(tmp_path,), nprocs=WORLD)
+    run_ranks(two_ranks, WORLD, tmp_path)
     assert (tmp_path / "done0").exists()
     assert (tmp_path / "done1").exists()
 

@@ -14,13 +14,8 @@ from dinoctl.spec.recipe import Gram, Head, Heads, Losses, Optimizer
 from dinoctl.training.engines.build import construct
 from dinoctl.training.engines.ddp import DdpEngine
 from dinoctl.training.groups import parameter_groups
-from dinoctl.training.learner import (
-    Learner,
-    blank_network,
-    build_network,
-    distillation_learner,
-    pretraining_learner,
-)
+from dinoctl.training.learner import Learner, distillation_learner, pretraining_learner
+from dinoctl.training.networks import blank_network, build_network
 from dinoctl.training.weights import learner_tensors, tensors_of
 
 SHAPES: list[dict[str, Any]] = [

@@ -8,14 +8,15 @@ from google_crc32c import value as crc32c
 
 from dinoctl.data.dataset import Dataset
 from dinoctl.data.errors import DataError
+from dinoctl.data.reader.blocks import Body, Part
 from dinoctl.data.reader.cache import DiskCache
 from dinoctl.data.reader.plan import Piece
 from dinoctl.data.reader.ranges import Ranges
 
 _AGAIN = 2  # wrong bytes may be the network's fault: read again so often before calling a sample broken
 
-Result = bytes | Exception
-"""A sample's bytes, or why it cannot be had."""
+Result = bytes | Part | Exception
+"""A sample's bytes, perhaps still where they were received, or why it cannot be had."""
 
 
 class Fetch:
@@ -66,7 +67,7 @@ class Wire:
         if not missing:
             return [sample or b"" for sample in held]
         start, end = missing[0], missing[-1] + 1
-        fetched = self._fetched(piece, start, end)
+        fetched = [one.take() if isinstance(one, Part) else one for one in self._fetched(piece, start, end)]
         fresh = [one if isinstance(one, bytes) and held[start + i] is None else None for i, one in enumerate(fetched)]
         self._cache.write(piece.source, piece.first, piece.extent, [None] * start + fresh)
         return [*(sample or b"" for sample in held[:start]), *fetched, *(sample or b"" for sample in held[end:])]
@@ -74,28 +75,35 @@ class Wire:
     def _fetched(self, piece: Piece, start: int, end: int) -> list[Result]:
         """Samples ``start`` to ``end`` of a piece."""
         extent = piece.extent
-        at = extent.offsets[start]
-        data = memoryview(self._get(piece, at, extent.offsets[end - 1] + extent.lengths[end - 1]))
-        results: list[Result] = []
-        for i in range(start, end):
-            offset = extent.offsets[i] - at
-            sample = bytes(data[offset : offset + extent.lengths[i]])
-            results.append(sample if crc32c(sample) == extent.crcs[i] else self._again(piece, i))
-        return results
+        begin, stop = extent.offsets[start], extent.offsets[end - 1] + extent.lengths[end - 1]
+        spans = [(extent.offsets[i] - begin, extent.offsets[i] - begin + extent.lengths[i]) for i in range(start, end)]
+        body = self._get(piece, begin, stop)
+        if body.size != stop - begin:
+            return [self._again(piece, i) for i in range(start, end)]
+        return [
+            part if part.crc() == extent.crcs[i] else self._instead(part, piece, i)
+            for i, part in enumerate(body.parts(spans), start)
+        ]
+
+    def _instead(self, wrong: Part, piece: Piece, i: int) -> Result:
+        wrong.drop()
+        return self._again(piece, i)
 
     def _again(self, piece: Piece, i: int) -> Result:
         extent = piece.extent
         for _ in range(_AGAIN):
             self.again += 1
-            sample = self._get(piece, extent.offsets[i], extent.offsets[i] + extent.lengths[i])
-            if crc32c(sample) == extent.crcs[i]:
-                return sample
+            body = self._get(piece, extent.offsets[i], extent.offsets[i] + extent.lengths[i])
+            if body.size == extent.lengths[i]:
+                sample = body.parts([(0, body.size)])[0].take()
+                if crc32c(sample) == extent.crcs[i]:
+                    return sample
         dataset = self._datasets[piece.source]
         dataset.check_unchanged()
         return DataError(dataset.broken(piece.first + i))
 
-    def _get(self, piece: Piece, start: int, end: int) -> bytes:
+    def _get(self, piece: Piece, start: int, end: int) -> Body:
         self.requests += 1
-        data = self._ranges[piece.source].get(piece.extent.path, start, end)
-        self.bytes += len(data)
-        return data
+        body = self._ranges[piece.source].get(piece.extent.path, start, end)
+        self.bytes += body.size
+        return body

@@ -16,6 +16,7 @@ from dinoctl.data.order import Order
 
 HORIZON = 64
 """Steps that are looked through for neighbours; a longer run is read in several pieces."""
+_ROWS = 64  # steps whose samples are computed together
 
 
 class Piece(NamedTuple):
@@ -48,19 +49,28 @@ def pieces(
     covered = [start] * len(lanes)
     step = start
     while True:
-        while len(rows) < HORIZON:
-            picks = order.picks(step + len(rows), lanes)
-            rows.append(_Row(picks.source.tolist(), picks.sample.tolist()))
+        if len(rows) < HORIZON:
+            picks = order.block(step + len(rows), _ROWS, lanes)
+            rows.extend(map(_Row, picks.source.tolist(), picks.sample.tolist()))
         for lane in range(len(lanes)):
             dataset = datasets[rows[0].source[lane]]
             if covered[lane] > step or dataset is None:
                 continue
             source, first = rows[0].source[lane], rows[0].sample[lane]
-            extent = dataset.extent(first, _neighbours(rows, lane), most_bytes)
+            extent = _extent(dataset, first, _neighbours(rows, lane), most_bytes)
             covered[lane] = step + len(extent.lengths)
             yield Piece(source, first, extent, step)
         rows.popleft()
         step += 1
+
+
+def _extent(dataset: Dataset, first: int, count: int, most_bytes: int) -> Extent:
+    """Of ``count`` samples those that one piece takes: where bytes are short, an even share of them, no crumbs."""
+    extent = dataset.extent(first, count, most_bytes)
+    fitting = len(extent.lengths)
+    if fitting == count or sum(extent.lengths) * (fitting + 1) <= most_bytes * fitting:  # all, or the shard ends there
+        return extent
+    return dataset.extent(first, -(-count // -(-count // fitting)), most_bytes)
 
 
 def _neighbours(rows: deque[_Row], lane: int) -> int:
@@ -68,7 +78,7 @@ def _neighbours(rows: deque[_Row], lane: int) -> int:
     source, first = rows[0].source[lane], rows[0].sample[lane]
     count = 0
     for row in rows:
-        if row.source[lane] != source or row.sample[lane] != first + count:
+        if count == HORIZON or row.source[lane] != source or row.sample[lane] != first + count:
             break
         count += 1
     return count

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from dinoctl.data.errors import ChangedError, StorageError
+from dinoctl.data.reader.blocks import Body
 from dinoctl.data.reader.request import Answer, RangeRequest
 from dinoctl.data.s3_client import code_of, renew, transient, translate, unreachable
 
@@ -17,7 +18,7 @@ _CHANGED = {"PreconditionFailed", "412", "InvalidRange", "416"}
 class Ranges(Protocol):
     """Where pieces come from. Safe to use from several threads."""
 
-    def get(self, path: str, start: int, end: int) -> bytes:
+    def get(self, path: str, start: int, end: int) -> Body:
         """Bytes [start, end) of a shard, asked for once.
 
         Raises:
@@ -48,7 +49,7 @@ class S3Ranges:
         self._etags: dict[str, str] = {}
         self._renewed = -_RENEW_S
 
-    def get(self, path: str, start: int, end: int) -> bytes:
+    def get(self, path: str, start: int, end: int) -> Body:
         """See `Ranges.get`."""
         try:
             answer = self._request.get(f"{self._prefix}/{path}".lstrip("/"), start, end, self._etags.get(path))
@@ -58,7 +59,7 @@ class S3Ranges:
             raise
         if not self._same(path, answer):
             raise self._changed(path)
-        return answer.data
+        return answer.body
 
     def may_pass(self, error: BaseException, *, first: bool) -> bool:
         """See `Ranges.may_pass`."""

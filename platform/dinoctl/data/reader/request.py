@@ -12,13 +12,14 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from dinoctl.data.reader.blocks import Blocks, Body
 from dinoctl.data.s3_client import client
 
 
 class Answer(NamedTuple):
     """The bytes, and what the server says of the object that they are a part of."""
 
-    data: bytes
+    body: Body
     etag: str | None
     size: int | None
 
@@ -28,6 +29,7 @@ class RangeRequest:
 
     def __init__(self, bucket: str) -> None:
         self._bucket = bucket
+        self._blocks = Blocks()
         self._roots: dict[int, str] = {}  # of clients: where the bucket is
         self._direct = True
 
@@ -46,7 +48,9 @@ class RangeRequest:
         match = {"IfMatch": etag} if etag else {}
         said = s3.get_object(Bucket=self._bucket, Key=key, Range=fields["Range"], **match)
         self._direct = False  # it knows better where the bucket is
-        return Answer(said["Body"].read(), said.get("ETag"), _size(said.get("ContentRange")))
+        body = Body(self._blocks)
+        body.fill(said["Body"].readinto)
+        return Answer(body, said.get("ETag"), _size(said.get("ContentRange")))
 
     def _send(self, s3: Any, key: str, fields: dict[str, str]) -> Answer | None:
         """None where the server refused and `get_object` is to say why, or to find the way."""
@@ -64,12 +68,31 @@ class RangeRequest:
         prepared = request.prepare()
         prepared.stream_output = True
         answer = s3._endpoint.http_session.send(prepared)
-        data = _body(answer)
         if answer.status_code in (200, 206):
-            return Answer(data, answer.headers.get("ETag"), _size(answer.headers.get("Content-Range")))
+            return Answer(self._body(answer), answer.headers.get("ETag"), _size(answer.headers.get("Content-Range")))
+        reason = _reason(answer)
         if answer.status_code in (412, 416, 429) or answer.status_code >= 500:
-            raise _client_error(answer.status_code, data)
+            raise _client_error(answer.status_code, reason)
         return None
+
+    def _body(self, answer: Any) -> Body:
+        """All of it; an answer that breaks off is an error that may pass."""
+        from botocore.exceptions import (  # type: ignore[import-untyped, unused-ignore]
+            IncompleteReadError,
+            ResponseStreamingError,
+        )
+        from urllib3.exceptions import HTTPError
+
+        body = Body(self._blocks)
+        try:
+            body.fill(answer.raw._fp.readinto)
+            answer.raw.release_conn()
+        except (HTTPError, OSError) as error:
+            raise ResponseStreamingError(error=error) from error
+        length = answer.headers.get("Content-Length")
+        if length is not None and int(length) != body.size:
+            raise IncompleteReadError(actual_bytes=body.size, expected_bytes=int(length))
+        return body
 
     def _root(self, s3: Any) -> str:
         """URL of the bucket, by the client's own rules: they are too slow to be asked each time."""
@@ -80,22 +103,16 @@ class RangeRequest:
         return root
 
 
-def _body(answer: Any) -> bytes:
-    """All of it; an answer that breaks off is an error that may pass."""
-    from botocore.exceptions import (  # type: ignore[import-untyped, unused-ignore]
-        IncompleteReadError,
-        ResponseStreamingError,
-    )
+def _reason(answer: Any) -> bytes:
+    """What the server says of a refusal."""
+    from botocore.exceptions import ResponseStreamingError  # type: ignore[import-untyped, unused-ignore]
     from urllib3.exceptions import HTTPError
 
     try:
-        data: bytes = answer.raw.read()
+        reason: bytes = answer.raw.read()
     except (HTTPError, OSError) as error:
         raise ResponseStreamingError(error=error) from error
-    length = answer.headers.get("Content-Length")
-    if length is not None and int(length) != len(data):
-        raise IncompleteReadError(actual_bytes=len(data), expected_bytes=int(length))
-    return data
+    return reason
 
 
 def _client_error(status: int, body: bytes) -> Exception:

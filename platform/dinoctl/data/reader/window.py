@@ -6,7 +6,7 @@ from collections import deque
 
 _STRETCH = 2.5  # times as long as the fastest ones: more requests only queue
 _SHRINK, _REFUSED = 0.8, 0.5
-_DRIFT = 1.002  # a fastest time is forgotten slowly, so that a network that became slower is not taken for a full one
+_FORGET_S = 4.0  # a fastest time counts twice after this, so that a network that became slower is not taken for full
 _SMOOTH = 0.2
 _SEEN, _ENOUGH = 200, 20
 _LATE, _LEAST_S = 2.0, 0.05
@@ -23,15 +23,16 @@ class Window:
         self.size = float(min(max(start, floor), max(ceiling, floor)))
         self._floor, self._ceiling = float(floor), float(max(ceiling, floor))
         self._doubling, self._stretch, self._calm = True, 1.0, 0.0
-        self._fastest: dict[int, float] = {}
+        self._fastest: dict[int, tuple[float, float]] = {}  # by size: seconds, and when that was last brought forward
 
     def delivered(self, count: int, seconds: float, now: float, *, starving: bool) -> None:
         """A request of ``count`` bytes took ``seconds``; ``starving``: since the last one the consumer had to wait, and
         the window was what kept a request back.
         """
         size = count.bit_length()
-        fastest = min(seconds, self._fastest.get(size, seconds) * _DRIFT)
-        self._fastest[size] = fastest
+        known, at = self._fastest.get(size, (seconds, now))
+        fastest = min(seconds, known * 2 ** (max(now - at, 0.0) / _FORGET_S))
+        self._fastest[size] = fastest, now
         self._stretch += _SMOOTH * (seconds / max(fastest, 1e-6) - self._stretch)
         if self._stretch > _STRETCH:
             self._shrink(_SHRINK, seconds, now)

@@ -96,7 +96,9 @@ def _library() -> tuple[Path, list[str]]:
     if compiler is None:
         raise NoKernels("there is no C++ compiler (g++)")
     flags = [*_FLAGS, _WIDE] if platform.machine() == "x86_64" else _FLAGS
-    return _cache() / f"kernels-{_key(compiler, flags)}.so", [*compiler.split(), *flags]
+    name, command = f"kernels-{_key(compiler, flags)}.so", [*compiler.split(), *flags]
+    installed = Path(sys.prefix) / "share" / "dinoctl" / name  # of an image, for the processor that it was made on
+    return installed if installed.exists() else _cache() / name, command
 
 
 def _cache() -> Path:

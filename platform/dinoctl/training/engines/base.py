@@ -6,7 +6,7 @@ written by any engine at any world size can be read by any other (interval arith
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -30,6 +30,10 @@ class Slice:
     shape: tuple[int, ...]
     offset: int
     data: Tensor
+
+    def under(self, names: str) -> "Slice":
+        """The same with ``names`` before its name."""
+        return replace(self, name=names + self.name)
 
 
 class Engine(Protocol):

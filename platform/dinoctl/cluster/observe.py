@@ -1,0 +1,259 @@
+"""One look at the world on behalf of one job, in the order that ``lifecycle.observed`` asks for.
+
+What the watches hold is believed, but for one thing: an attempt whose RayJob they don't hold is asked for once more
+before it is called absent, because a cache that lags must not start it twice. Storage is read when an attempt has
+ended, between attempts, and at this process's first look at a job; of running ones the workers tell.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from dinoctl.cluster.edited import edited
+from dinoctl.cluster.errors import ApiError, NotFound
+from dinoctl.cluster.execution import eviction, execution, finished, took_machines
+from dinoctl.cluster.objects import attempt_of, deleting, key_of, owned_by, uid_of
+from dinoctl.cluster.protocol import Api, Object
+from dinoctl.cluster.record import Record
+from dinoctl.cluster.resources import RAYJOBS
+from dinoctl.cluster.tracking_child import TrackingProblem
+from dinoctl.cluster.view import View
+from dinoctl.data.errors import DataError, StorageError
+from dinoctl.data.storage import open_storage
+from dinoctl.handover.attempts import AttemptStore
+from dinoctl.handover.judgement import Champions
+from dinoctl.handover.outcome import Outcome
+from dinoctl.handover.output import read_evidence
+from dinoctl.handover.promotion import compares
+from dinoctl.lifecycle import Attempt, Execution, LedgerHead, Observed, ParentView, Phase, Progress
+from dinoctl.results import Results, read_results
+from dinoctl.spec import names
+from dinoctl.spec.resolve import ResolvedJob
+
+T = TypeVar("T")
+Ask = Callable[[ResolvedJob], Champions]
+_STORAGE_S = 20.0
+"""How long a look waits for storage; the storage itself goes on trying for longer."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen, and with it what the lifecycle has no use for. ``rayjob``, ``pods``, ``outcome``: of the live
+    attempt. ``took``: Kueue has just taken its machines, and why. ``unreadable``: why results are unknown.
+    """
+
+    observed: Observed = Observed()  # noqa: RUF009 - frozen
+    rayjob: Object | None = None
+    pods: Sequence[Object] = ()
+    outcome: Outcome | None = None
+    took: bool = False
+    eviction: str = ""
+    edited: bool = False
+    unreadable: str = ""
+    run_id: str = ""
+
+    @property
+    def execution(self) -> Execution | None:
+        """The first is the live attempt's."""
+        return self.observed.executions[0] if self.observed.executions else None
+
+
+@dataclass
+class Eyes:
+    """Looks."""
+
+    api: Api
+    view: View
+    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(32, thread_name_prefix="storage"))
+    _known: set[str] = field(default_factory=set)
+
+    def look(
+        self,
+        body: Object,
+        record: Record,
+        job: ResolvedJob | None,
+        parents: Mapping[str, ParentView],
+        champions: Ask,
+        now: float,
+    ) -> Look:
+        """See the module. ``job`` is the one that this life began with; ``champions`` asks for who holds its alias."""
+        status = record.status
+        live = status.live if status else None
+        report = self._report(body)
+        look = Look(run_id=str(report.get("runId") or ""))
+        if live is not None:
+            look = self._attempt(look, body, record, live, now)
+        executions = [*look.observed.executions, *self._others(body, live, now)]
+        results, unreadable = self._results(body, record, job, champions, look.execution)
+        results = results and replace(results, head=_latest(results.head, _head(report)))
+        observed = Observed(
+            parents=parents,
+            executions=tuple(executions),
+            head=results.head if results else None,
+            progress=_progress(report, live),
+            output=results.output if results else None,
+            evidence=results.evidence if results else None,
+            promotion=record.promotion,
+            results_known=results is not None,
+            finalized=record.finalized == record.life,
+            after=status.revision if status else None,
+        )
+        return replace(look, observed=observed, unreadable=unreadable)
+
+    def forget(self) -> None:
+        """Looks at storage again, once a job."""
+        self._known.clear()
+
+    def close(self) -> None:
+        """Waits for nobody."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def bounded(self, call: Callable[[], T]) -> T:
+        """Storage's answer, or StorageError when it takes too long."""
+        try:
+            return self._pool.submit(call).result(_STORAGE_S)
+        except TimeoutError:
+            raise StorageError(f"storage gave no answer within {_STORAGE_S:g} s") from None
+
+    def _attempt(self, look: Look, body: Object, record: Record, live: Attempt, now: float) -> Look:
+        try:
+            rayjob = self._rayjob(body, live)
+        except ApiError as error:
+            unknown = Execution(live.number, Phase.UNKNOWN, now, message=str(error))
+            return replace(look, observed=Observed(executions=(unknown,)))
+        key = key_of(body)
+        pods = [pod for pod in self.view.pods.of(*key) if attempt_of(pod) == live.number]
+        workload = _workload(self.view.workloads.of(key.namespace, rayjob["metadata"]["name"])) if rayjob else None
+        took = took_machines(rayjob, workload, live)
+        on_record = record.preempted and record.preempted.attempt == live.number and record.preempted.message
+        outcome = None
+        if rayjob is None or took or on_record or finished(rayjob):
+            try:
+                outcome = self._outcome(record, live)
+            except StorageError as error:
+                unknown = Execution(live.number, Phase.UNKNOWN, now, message=str(error))
+                return replace(look, observed=Observed(executions=(unknown,)), rayjob=rayjob, pods=pods, took=took)
+        training = [pod for pod in pods if (pod["metadata"]["labels"]).get(names.ROLE) != "submitter"]
+        seen = execution(rayjob, workload, training, outcome, live, now, on_record or None)
+        changed = rayjob is not None and edited(rayjob)
+        return replace(
+            look,
+            observed=Observed(executions=(seen,)),
+            rayjob=rayjob,
+            pods=pods,
+            outcome=outcome,
+            took=took,
+            eviction=eviction(workload),
+            edited=changed,
+        )
+
+    def _rayjob(self, body: Object, live: Attempt) -> Object | None:
+        name = names.rayjob_name(body["metadata"]["name"], live.spec_hash, live.number)
+        namespace = body["metadata"]["namespace"]
+        found = self.view.rayjobs.get(namespace, name)
+        if found is None:
+            try:
+                found = self.api.get(RAYJOBS, namespace, name)
+            except NotFound:
+                return None
+        return found if owned_by(found, uid_of(body)) else None
+
+    def _others(self, body: Object, live: Attempt | None, now: float) -> list[Execution]:
+        """RayJobs beside the live attempt's. One that is going already is no stray any more."""
+        found = []
+        for rayjob in self.view.rayjobs.of(*key_of(body)):
+            number = attempt_of(rayjob)
+            mine = owned_by(rayjob, uid_of(body)) and not deleting(rayjob)
+            if number is None or not mine or (live and number == live.number):
+                continue
+            phase = Phase.FAILED if finished(rayjob) else Phase.RUNNING
+            found.append(Execution(number, phase, now))
+        return found
+
+    def _outcome(self, record: Record, live: Attempt) -> Outcome | None:
+        """Raises StorageError."""
+        if not record.storage:
+            return None
+        return self.bounded(lambda: AttemptStore(open_storage(record.storage), live.number).outcome())
+
+    def _results(
+        self, body: Object, record: Record, job: ResolvedJob | None, champions: Ask, seen: Execution | None
+    ) -> tuple[Results | None, str]:
+        """None when nothing is known."""
+        if not self._asks_storage(body, record, seen):
+            return Results(), ""
+        if job is None:
+            return None, "the document that this life began with is lost"
+        try:
+            storage = open_storage(record.storage)
+            measured = compares(job) and self.bounded(lambda: read_evidence(storage)) is not None
+            present = champions(job) if measured else {}
+            results = self.bounded(lambda: read_results(job, storage, present))
+        except (DataError, TrackingProblem, ValueError, TypeError) as error:
+            return None, str(error)
+        self._known.add(uid_of(body))
+        return results, ""
+
+    def _asks_storage(self, body: Object, record: Record, seen: Execution | None) -> bool:
+        status = record.status
+        if status is None or not record.storage or status.outcome or status.output or status.began_at is None:
+            return False
+        live = status.live
+        if live is None:
+            return True
+        if seen is None or seen.phase is Phase.UNKNOWN:
+            return False
+        return not seen.alive or uid_of(body) not in self._known
+
+    def _report(self, body: Object) -> Mapping[str, Any]:
+        """What the workers tell."""
+        key = key_of(body)
+        found = self.view.progress.get(key.namespace, names.progress_name(key.name))
+        try:
+            report = json.loads(((found or {}).get("data") or {}).get("progress.json", "{}"))
+        except ValueError:
+            return {}
+        mine = found is not None and owned_by(found, uid_of(body))
+        return report if mine and isinstance(report, dict) else {}
+
+
+def _workload(found: Sequence[Object]) -> Object | None:
+    """Of a RayJob that had several, the newest."""
+    return max(found, key=lambda one: str(one["metadata"].get("creationTimestamp")), default=None)
+
+
+def _progress(report: Mapping[str, Any], live: Attempt | None) -> Progress | None:
+    if live is None or report.get("attempt") != live.number:
+        return None
+    try:
+        return Progress(
+            attempt=live.number,
+            step=int(report["step"]),
+            steps=int(report["steps"]),
+            at=float(report["at"]),
+            images_per_s=_number(report.get("images_per_s")),
+            eta_s=_number(report.get("eta_s")),
+            warning=str(report.get("warning") or ""),
+            phase=str(report.get("phase") or "train"),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _head(report: Mapping[str, Any]) -> LedgerHead | None:
+    try:
+        head = report["head"]
+        return LedgerHead(int(head["step"]), float(head["at"]), int(head["attempt"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _latest(one: LedgerHead | None, other: LedgerHead | None) -> LedgerHead | None:
+    found = [head for head in (one, other) if head is not None]
+    return max(found, key=lambda head: (head.step, head.at), default=None)
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)

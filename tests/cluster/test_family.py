@@ -1,0 +1,254 @@
+"""The whole way on a real cluster: ``helm install``, ``dinoctl submit``, and walk away.
+
+The digits family runs under KubeRay and Kueue with its storage on S3 and MLflow as a server, while an urgent workload
+takes its machines once and one of its workers is killed. It ends with promoted models.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from support.kube.cluster import Cluster
+from support.kube.manifests import pod_spec, queues
+from support.kube.tools import TOOLS
+
+_ROOT = Path(__file__).parents[2]
+_JOBS = ("digits-pack", "digits-pretrain", "digits-highres", "digits-distill", "digits-evaluate")
+_COMPUTE = {
+    "workers": 2,
+    "gpusPerWorker": 0,
+    "cpusPerWorker": 0.2,
+    "loaderWorkers": 0,
+    "precision": "fp32",
+    "engine": {"name": "deepspeed", "zeroStage": 3},
+}
+_STEPS = {"digits-pretrain": 300, "digits-highres": 20, "digits-distill": 60}
+_KUEUE = "kueue.x-k8s.io"
+
+
+def _documents(path: Path) -> Path:
+    """jobs/digits.yaml, shortened: it is the platform that is shown here, not the models."""
+    yaml = YAML(typ="safe")
+    documents = list(yaml.load_all((_ROOT / "jobs/digits.yaml").read_text()))
+    for document in documents:
+        spec, steps = document["spec"], _STEPS.get(document["metadata"]["name"])
+        spec["compute"] = {**_COMPUTE, "workers": 1} if steps is None else dict(_COMPUTE)
+        if steps is None:
+            spec["compute"].pop("engine")
+            continue
+        stage = spec[next(kind for kind in ("pretrain", "highres", "distill") if kind in spec)]
+        stage.update(steps=steps, logEvery=5)
+        schedules = stage.get("schedules", {})
+        if "freezeLastLayerSteps" in schedules:
+            schedules["freezeLastLayerSteps"] = steps
+            schedules["learningRate"]["warmupSteps"] = 30
+        spec["gate"].update(min=0.2)
+        del spec["gate"]["aboveRandom"]
+        spec["policy"]["checkpoint"].update(everySteps=20)
+    with path.open("w") as file:
+        yaml.dump_all(documents, file)
+    return path
+
+
+class Release:
+    """dinoctl as it is installed: the chart, and the command line of a user."""
+
+    def __init__(self, kube: Cluster, namespace: str, directory: Path) -> None:
+        self.kube, self.namespace, self.directory = kube, namespace, directory
+        self.seen: list[str] = []
+
+    def helm(self, *arguments: str) -> str:
+        command = [str(TOOLS["helm"].path), *arguments, "--namespace", self.namespace]
+        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def dinoctl(self, *arguments: str) -> str:
+        command = [str(Path(sys.executable).parent / "dinoctl"), *arguments]
+        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        paths = {"PYTHONPATH": str(_ROOT / "platform"), "HOME": str(self.directory), "COLUMNS": "160"}
+        return {**os.environ, **self.kube.environment, **self.kube.s3.environment, **paths, "DINOCTL_TARGET": "cluster"}
+
+    def status(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.kube.get("dinojob", name, "-n", self.namespace).get("status", {})
+        return found
+
+    def until(self, what: Callable[[], Any], why: str, limit_s: float = 600) -> Any:
+        """The first true answer; every change of a job's state is noted on the way."""
+        deadline = time.monotonic() + limit_s
+        while not (found := what()):
+            self.note()
+            failed = [name for name in _JOBS if self.last.get(name, "").startswith("Failed")]
+            if failed or time.monotonic() > deadline:
+                pytest.fail(f"{why}\n" + "\n".join(self.seen) + self.details(), pytrace=False)
+            time.sleep(1)
+        return found
+
+    last: dict[str, str] = {}  # noqa: RUF012 - one release a test run
+
+    def note(self) -> None:
+        jobs = self.kube.get("dinojobs", "-n", self.namespace)["items"]
+        for job in jobs:
+            status = job.get("status", {})
+            word = f"{status.get('state')} attempt {status.get('attempt', '-')}: {status.get('message', '')}"
+            name = job["metadata"]["name"]
+            plain = word.split(", step")[0]
+            if self.last.get(name, "").split(", step")[0] != plain:
+                self.seen.append(f"{time.strftime('%H:%M:%S')} {name}: {word}")
+                print(self.seen[-1], flush=True)
+            self.last[name] = word
+
+    def details(self) -> str:
+        parts = (
+            ("get", "pods,rayjobs,workloads", "-o", "wide"),
+            ("get", "events", "--sort-by=.lastTimestamp"),
+            ("logs", "-l", "app.kubernetes.io/name=dinoctl", "--tail=60", "--prefix"),
+        )
+        return "".join("\n\n" + self.kube.kubectl(*part, "-n", self.namespace) for part in parts)
+
+
+@pytest.fixture
+def release(kube: Cluster, namespace: str, tmp_path: Path) -> Iterator[Release]:
+    priorities = [
+        {
+            "apiVersion": f"{_KUEUE}/v1beta1",
+            "kind": "WorkloadPriorityClass",
+            "metadata": {"name": name},
+            "value": value,
+        }
+        for name, value in (("training", 100), ("urgent", 1000))
+    ]
+    kube.apply(*priorities, *queues(namespace, cpu="1400m"))
+    kube.s3.bucket("outputs")
+    profile = {
+        "image": kube.image,
+        "imagePullPolicy": "Never",
+        "storage": "s3://outputs/jobs",
+        "trackingUri": kube.mlflow_for_pods,
+        "queue": "queue",
+        "priorityClass": "training",
+        "workersPerPod": 1,
+        "memoryPerWorker": "4Gi",
+        "sharedMemory": "512Mi",
+        "scratch": "2Gi",
+        "head": {"cpu": "300m", "memory": "6Gi"},
+        "submitter": {"cpu": "50m", "memory": "1Gi"},
+        "drain": {"worker": "25s", "head": "35s", "grace": "60s"},
+        "env": {**kube.pod_environment, "OMP_NUM_THREADS": "1"},
+    }
+    del profile["env"]["MLFLOW_TRACKING_URI"]  # type: ignore[attr-defined]
+    values = {
+        "image": {"name": kube.image, "pullPolicy": "Never"},
+        "operator": {
+            "config": {"defaultProfile": "node", "profiles": {"node": profile}},
+            "env": [{"name": name, "value": value} for name, value in kube.pod_environment.items()],
+            "resources": {"requests": {"cpu": "50m", "memory": "300Mi"}, "limits": {"memory": "2Gi"}},
+        },
+    }
+    (tmp_path / "values.json").write_text(json.dumps(values))
+    made = Release(kube, namespace, tmp_path)
+    made.last = {}
+    made.helm("install", "dinoctl", str(_ROOT / "helm/dinoctl"), "-f", str(tmp_path / "values.json"), "--wait")
+    yield made
+    made.helm("uninstall", "dinoctl", "--wait")
+
+
+@pytest.mark.timeout(2400)
+def test_a_family_is_trained_and_promoted_whatever_happens_to_its_machines(release: Release, tmp_path: Path) -> None:
+    kube, namespace = release.kube, release.namespace
+    release.dinoctl("submit", str(_documents(tmp_path / "digits.yaml")), "-n", namespace)
+    waits = lambda: release.status("digits-evaluate").get("message", "")  # noqa: E731
+    release.until(lambda: "digits-distill" in waits(), "a job does not say what it waits for", 120)
+
+    release.until(lambda: release.status("digits-pretrain").get("step", 0) >= 40, "pretraining did not get under way")
+    kube.apply(_urgent(namespace))
+    preempted = release.until(
+        lambda: release.status("digits-pretrain").get("failures", {}).get("preemptions"), "not preempted", 300
+    )
+    assert preempted == 1
+    saved = release.status("digits-pretrain")["checkpointStep"]
+    assert saved >= 40, "no checkpoint was committed within the grace"
+
+    def again() -> bool:
+        status = release.status("digits-pretrain")
+        return bool(status["attempt"] == 2 and status.get("step", 0) > saved + 20)
+
+    release.until(again, "the preempted job did not go on")
+    started = release.status("digits-pretrain")["lifecycle"]["attempts"][-1].get("startStep")
+    assert started is not None
+    assert started >= saved, "the second attempt did not begin from the last checkpoint"
+
+    kube.kubectl("delete", "pod", _worker(release), "-n", namespace, "--grace-period=0", "--force")
+    release.until(
+        lambda: release.status("digits-pretrain").get("failures", {}).get("infrastructure"), "the loss went unseen"
+    )
+    release.until(lambda: all(release.status(name).get("state") == "Complete" for name in _JOBS), "not complete", 1200)
+    release.note()
+
+    pretrain = release.status("digits-pretrain")
+    assert pretrain["failures"] == {"preemptions": 1, "infrastructure": 1} | {
+        key: value for key, value in pretrain["failures"].items() if key == "application" and value == 0
+    }
+    assert pretrain["attempt"] == 3
+    _promoted(release)
+    _explained(release)
+
+
+def _urgent(namespace: str) -> dict[str, Any]:
+    labels = {f"{_KUEUE}/queue-name": "queue", f"{_KUEUE}/priority-class": "urgent"}
+    spec = {
+        **pod_spec("main", "500m", command=["python", "-c", "import time; time.sleep(5)"]),
+        "restartPolicy": "Never",
+    }
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "urgent", "namespace": namespace, "labels": labels},
+        "spec": {"suspend": True, "backoffLimit": 0, "template": {"spec": spec}},
+    }
+
+
+def _worker(release: Release) -> str:
+    selector = "dinoctl.io/job=digits-pretrain,dinoctl.io/role=worker,dinoctl.io/attempt=2"
+    pods = release.kube.get("pods", "-n", release.namespace, "-l", selector)["items"]
+    return str(pods[0]["metadata"]["name"])
+
+
+def _promoted(release: Release) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(release.kube.mlflow)
+    for model in ("digits-teacher", "digits-highres", "digits-student"):
+        version = client.get_model_version_by_alias(model, "champion")
+        assert version.source.startswith("s3://outputs/jobs/"), version.source
+        run = client.get_run(version.run_id)
+        assert run.info.status == "FINISHED"
+        assert run.data.metrics, "no metrics reached MLflow"
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "loss")]
+    assert len(set(steps)) == len(steps), "metrics of repeated steps were logged twice"
+
+
+def _explained(release: Release) -> None:
+    """The clusters are gone; what they did is not."""
+    namespace = release.namespace
+    table = release.dinoctl("status", "-n", namespace)
+    print(table)
+    assert all(name in table for name in _JOBS)
+    assert "step" in release.dinoctl("logs", "digits-pretrain", "--rank", "0", "-n", namespace)
+    report = release.dinoctl("explain", "digits-pretrain", "-n", namespace)
+    print(report)
+    assert "attempt 2" in report
+    print(release.dinoctl("events", "digits-pretrain", "-n", namespace))

@@ -1,0 +1,160 @@
+"""What the operator's and a worker's tokens may do, and that it is all: the API server's list, and real refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from support.chart import CI, template
+from support.kube.access import KubectlFailed
+from support.kube.apiserver import ApiServer
+from support.kube.tools import TOOLS
+from support.rendering import PROFILES, attempt, jobs, rendered
+
+Rule = tuple[str, str, str, str]
+"""Group, resource, name ("" is any), verb."""
+OPERATOR = {
+    "dinoctl.io dinojobs": "get list watch patch",
+    "dinoctl.io dinojobs/status": "get patch",
+    "dinoctl.io dinojobs/finalizers": "update",
+    "ray.io rayjobs": "get list watch create patch delete",
+    "ray.io rayclusters": "get list watch",
+    "kueue.x-k8s.io workloads": "get list watch",
+    "kueue.x-k8s.io localqueues": "get",
+    " configmaps": "get list watch create patch delete",
+    "policy poddisruptionbudgets": "get list watch create patch delete",
+    " pods": "get list watch delete",
+    " pods/log": "get",
+    " events": "list create patch",
+    " serviceaccounts": "get create patch",
+    "rbac.authorization.k8s.io roles": "get create patch",
+    "rbac.authorization.k8s.io rolebindings": "get create patch",
+}
+EVERYBODY = {
+    ("authorization.k8s.io", "selfsubjectaccessreviews", "", "create"),
+    ("authorization.k8s.io", "selfsubjectrulesreviews", "", "create"),
+    ("authentication.k8s.io", "selfsubjectreviews", "", "create"),
+}
+
+
+def _expected(table: dict[str, str]) -> set[Rule]:
+    split = ((*key.split(" "), verbs.split()) for key, verbs in table.items())
+    return {(group, resource, "", verb) for group, resource, verbs in split for verb in verbs} | EVERYBODY
+
+
+def _rules(api: ApiServer, who: Path, namespace: str) -> set[Rule]:
+    """Everything that the API server says ``who`` may do in ``namespace``."""
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectRulesReview",
+        "metadata": {"name": "x"},
+        "spec": {"namespace": namespace},
+    }
+    path = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
+    told = json.loads(api.kubectl("create", "--raw", path, "-f", "-", input=json.dumps(review), kubeconfig=who))
+    assert not told["status"]["incomplete"]
+    return {
+        (group, resource, name, verb)
+        for rule in told["status"]["resourceRules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for name in rule.get("resourceNames") or [""]
+        for verb in rule["verbs"]
+    }
+
+
+def _refused(api: ApiServer, who: Path, *arguments: str, document: dict[str, Any] | None = None) -> None:
+    with pytest.raises(KubectlFailed, match=r"[Ff]orbidden"):
+        api.kubectl(*arguments, kubeconfig=who, input=None if document is None else json.dumps(document))
+
+
+@pytest.fixture(scope="module")
+def watched(api: ApiServer) -> tuple[str, str]:
+    """The operator's namespace, and one that it watches; the chart's roles are in both."""
+    own, jobs_ = api.namespace(), api.namespace()
+    text = template(TOOLS["helm"].path, CI / "small.yaml", f"operator.config.namespaces={{{jobs_}}}", namespace=own)
+    made = [one for one in yaml.safe_load_all(text) if one]
+    api.apply(*(one for one in made if one["kind"] in ("ServiceAccount", "Role", "RoleBinding")))
+    return own, jobs_
+
+
+@pytest.fixture(scope="module")
+def operator(api: ApiServer, watched: tuple[str, str]) -> Path:
+    return api.service_account_kubeconfig(watched[0], "dinoctl-operator")
+
+
+def test_the_operators_list_is_all(api: ApiServer, watched: tuple[str, str], operator: Path) -> None:
+    own, where = watched
+    assert _rules(api, operator, where) == _expected(OPERATOR)
+    lease = {("coordination.k8s.io", "leases", "dinoctl-operator", verb) for verb in ("get", "patch")}
+    assert _rules(api, operator, own) == EVERYBODY | lease | {("coordination.k8s.io", "leases", "", "create")}
+    assert _rules(api, operator, "kube-system") == EVERYBODY
+
+
+def test_the_operator_is_refused(api: ApiServer, watched: tuple[str, str], operator: Path) -> None:
+    _, where = watched
+    for verb in (["get", "secrets"], ["get", "secret", "x"], ["delete", "serviceaccount", "default"]):
+        _refused(api, operator, *verb, "-n", where)
+    for verb in (
+        ["get", "nodes"],
+        ["get", "crds"],
+        ["get", "dinojobs", "-A"],
+        ["get", "configmaps", "-n", "kube-system"],
+    ):
+        _refused(api, operator, *verb)
+    for rules in ([_rule("secrets", "get")], [_rule("pods", "create")], [_rule("*", "*")]):
+        _refused(api, operator, "create", "-f", "-", document=_role(where, rules))
+    _refused(api, operator, "create", "-f", "-", document=_binding(where, "ClusterRole", "admin"))
+
+
+def test_the_operator_makes_what_it_renders(api: ApiServer, watched: tuple[str, str], operator: Path) -> None:
+    """Also the worker's Role: it has itself what that gives."""
+    job = jobs("digits.yaml")[1]
+    for one in _moved(rendered(attempt(job), PROFILES["cpu"]), watched[1]):
+        api.kubectl("apply", "--server-side", "-f", "-", input=json.dumps(one), kubeconfig=operator)
+
+
+def test_the_workers_list_is_all(api: ApiServer, watched: tuple[str, str]) -> None:
+    _, where = watched
+    for job in jobs("digits.yaml")[1:3]:
+        api.apply(*_moved(rendered(attempt(job), PROFILES["cpu"]), where))
+    worker = api.service_account_kubeconfig(where, "digits-pretrain-worker")
+    mine = {("", "configmaps", "digits-pretrain-progress", verb) for verb in ("get", "patch")}
+    assert _rules(api, worker, where) == EVERYBODY | mine
+    assert _rules(api, worker, "default") == EVERYBODY
+    patch = ["patch", "configmap", "-n", where, "--type=merge", "-p", '{"data": {"progress.json": "{}"}}']
+    api.kubectl(*patch, "digits-pretrain-progress", kubeconfig=worker)
+    _refused(api, worker, *patch, "digits-highres-progress")
+    _refused(api, worker, "get", "configmaps", "-n", where)
+    _refused(api, worker, "get", "secrets", "-n", where)
+    _refused(api, worker, "delete", "configmap", "digits-pretrain-progress", "-n", where)
+
+
+def _moved(objects: list[dict[str, Any]], namespace: str) -> list[dict[str, Any]]:
+    moved: list[dict[str, Any]] = json.loads(json.dumps(objects).replace('"vision"', f'"{namespace}"'))
+    for one in moved:
+        del one["metadata"]["ownerReferences"]
+    return moved
+
+
+def _rule(resource: str, verb: str) -> dict[str, Any]:
+    return {"apiGroups": ["*" if resource == "*" else ""], "resources": [resource], "verbs": [verb]}
+
+
+def _role(namespace: str, rules: list[dict[str, Any]]) -> dict[str, Any]:
+    kind = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role"}
+    return {**kind, "metadata": {"name": "more", "namespace": namespace}, "rules": rules}
+
+
+def _binding(namespace: str, kind: str, name: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "RoleBinding",
+        "metadata": {"name": "more", "namespace": namespace},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name},
+        "subjects": [{"kind": "ServiceAccount", "name": "default", "namespace": namespace}],
+    }

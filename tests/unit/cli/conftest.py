@@ -1,0 +1,3 @@
+from cluster_desk import desk
+
+__all__ = ["desk"]

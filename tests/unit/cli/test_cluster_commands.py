@@ -1,0 +1,317 @@
+"""``status``, ``logs``, ``events``, wishes, ``delete``, ``explain`` on a cluster in memory, read as a person would."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster_desk import Desk
+
+from dinoctl.cluster.postmortem.bundle import Case, write_bundle
+from dinoctl.cluster.resources import DINOJOBS, EVENTS, PODS, RAYJOBS, WORKLOADS
+from dinoctl.data.storage import open_storage
+from dinoctl.handover.attempts import AttemptStore
+from dinoctl.handover.outcome import Outcome
+from dinoctl.spec import names
+
+NS = ("-n", "team")
+PRETRAIN = {"pretrain": {"data": {"source": "s3://b/d"}}, "compute": {"workers": 8}}
+
+
+def submitted(desk: Desk, name: str = "vitg", **status: Any) -> None:
+    desk.put(DINOJOBS, name, spec=PRETRAIN)
+    if status:
+        desk.status(name, **status)
+
+
+RUNNING = {
+    "state": "Running",
+    "message": "attempt 3 is running, step 120 of 1000",
+    "stage": "pretrain",
+    "queue": "vision",
+    "workers": 256,
+    "attempt": 3,
+    "step": 120,
+    "steps": 1000,
+    "imagesPerSecond": 4711.4,
+    "eta": "3h12m",
+    "etaSeconds": 11520,
+}
+
+
+def test_status_is_a_table_with_reasons_below(desk: Desk) -> None:
+    submitted(desk, **RUNNING)
+    submitted(desk, "vitl", state="Waiting", message="waits for vitg, which is running", stage="distill")
+    said = desk.run("status", *NS)
+    assert said.code == 0, said.err
+    assert said.lines[0].split() == [
+        *("job", "stage", "state", "steps", "images/s", "ETA", "queue", "workers", "attempt")
+    ], "columns that nobody has a value for are left out"
+    assert said.lines[1].split() == ["vitg", "pretrain", "Running", "120/1000", "4711", "3h12m", "vision", "256", "3"]
+    assert said.lines[2].split() == ["vitl", "distill", "Waiting", "8"]
+    assert said.lines[3:] == [
+        "vitg: attempt 3 is running, step 120 of 1000",
+        "vitl: waits for vitg, which is running",
+    ]
+
+
+def test_status_for_scripts(desk: Desk) -> None:
+    submitted(desk, **RUNNING, model={"name": "dinov2-vitg", "version": "7", "alias": "champion"})
+    (found,) = json.loads(desk.run("status", "vitg", *NS, "-o", "json").out)
+    assert (found["state"], found["step"], found["eta_s"], found["model"]) == ("Running", 120, 11520, "dinov2-vitg/7")
+    said = desk.run("status", "vitg", *NS, "-o", "yaml")
+    assert "- name: vitg\n  namespace: team\n" in said.out
+
+
+def test_status_of_a_namespace_without_jobs_says_so(desk: Desk) -> None:
+    said = desk.run("status", *NS)
+    assert (said.code, said.err) == (2, "error: no jobs in namespace team; dinoctl submit FILE starts some\n")
+    assert json.loads(desk.run("status", *NS, "-o", "json").out) == []
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "suspend", "resume", "cancel", "events", "explain", "delete"])
+def test_an_unknown_job_is_told_with_the_known_ones(desk: Desk, command: str) -> None:
+    submitted(desk)
+    said = desk.run(command, "vitgg", *NS)
+    assert (said.code, said.err) == (2, "error: no job 'vitgg' in namespace team; did you mean 'vitg'?\n")
+
+
+QUOTA = "couldn't assign flavors to pod set workers: insufficient unused quota for nvidia.com/gpu, 64 more needed"
+PULL = {"waiting": {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "x@sha256:1"'}}
+UNSCHEDULABLE = {
+    "type": "PodScheduled",
+    "status": "False",
+    "reason": "Unschedulable",
+    "message": "0/4 nodes are available",
+}
+
+
+def test_a_queued_job_says_what_kueue_says(desk: Desk) -> None:
+    submitted(desk, state="Queued", message="attempt 1 is queued: not admitted yet", rayJob="vitg-1")
+    owner = {"apiVersion": "ray.io/v1", "kind": "RayJob", "name": "vitg-1", "uid": "u"}
+    desk.put(RAYJOBS, "vitg-1", metadata={"uid": "u"})
+    owner["uid"] = desk.api.get(RAYJOBS, "team", "vitg-1")["metadata"]["uid"]
+    conditions = [{"type": "QuotaReserved", "status": "False", "reason": "Pending", "message": QUOTA}]
+    desk.put(WORKLOADS, "w", metadata={"ownerReferences": [owner]}, status={"conditions": conditions})
+    said = desk.run("status", *NS)
+    assert f"vitg: attempt 1 is queued: not admitted yet; Kueue: {QUOTA}" in said.lines
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (
+            {"containerStatuses": [{"name": "head", "state": PULL}]},
+            'ImagePullBackOff: Back-off pulling image "x@sha256:1"',
+        ),
+        ({"conditions": [UNSCHEDULABLE]}, "Unschedulable: 0/4 nodes are available"),
+    ],
+)
+def test_a_starting_job_says_what_holds_its_pods_up(desk: Desk, status: dict[str, Any], words: str) -> None:
+    submitted(desk, state="Starting", message="attempt 1 is starting", rayJob="vitg-1")
+    desk.put(PODS, "vitg-1-head", labels={names.JOB: "vitg"}, status=status)
+    assert f"vitg: attempt 1 is starting; {words}" in desk.run("status", *NS).lines
+
+
+def test_a_job_that_no_operator_looks_at_says_so(desk: Desk) -> None:
+    submitted(desk)
+    assert "vitg: submitted; the operator has not looked at it yet" in desk.run("status", *NS).lines
+    desk.server.clock = lambda: 1_700_000_000.0
+    submitted(desk, "old")
+    assert "old: no operator has looked at it for" in desk.run("status", *NS).out
+
+
+def test_a_job_that_is_being_deleted_says_what_it_waits_for(desk: Desk) -> None:
+    desk.put(DINOJOBS, "vitg", spec=PRETRAIN, metadata={"finalizers": [names.FINALIZER]})
+    desk.status("vitg", **RUNNING, storage="s3://models/team/vitg/run-0001")
+    said = desk.run("delete", "vitg", *NS)
+    assert said.lines == ["vitg: deleted; its outputs stay at s3://models/team/vitg/run-0001"]
+    said = desk.run("status", *NS)
+    assert "Deleting" in said.out
+    assert "kubectl annotate dinojob vitg dinoctl.io/abandon=true" in said.out
+
+
+def test_wishes_reach_the_object(desk: Desk) -> None:
+    submitted(desk, **RUNNING)
+    assert desk.run("suspend", "vitg", *NS).lines == ["vitg: suspend noted; what trains commits a checkpoint and stops"]
+    assert desk.job("vitg")["spec"]["suspend"] is True
+    assert desk.run("suspend", "vitg", *NS).lines == ["vitg: is suspended already"]
+    assert desk.run("resume", "vitg", *NS).code == 0
+    assert desk.job("vitg")["spec"]["suspend"] is False
+    assert desk.run("cancel", "vitg", *NS).lines == ["vitg: cancel noted; outputs and checkpoints stay"]
+    assert desk.job("vitg")["metadata"]["annotations"] == {names.CANCEL: "true"}
+    desk.status("vitg", state="Cancelled")
+    assert desk.run("resume", "vitg", *NS).err == "error: vitg is Cancelled already\n"
+
+
+def with_logs(desk: Desk, attempt: int = 3) -> AttemptStore:
+    uri = str(desk.root / "models" / "vitg" / "run-0001")
+    submitted(desk, **{**RUNNING, "attempt": attempt}, storage=uri)
+    store = AttemptStore(open_storage(uri), attempt)
+    store.write_log("driver", 0, b"driver 1\ndriver 2\n")
+    for rank in range(2):
+        store.write_log(f"rank-{rank:05d}", 0, f"rank {rank}\n".encode())
+    return store
+
+
+def test_the_drivers_log_comes_from_its_pod_while_that_lives(desk: Desk) -> None:
+    with_logs(desk)
+    labels = {names.JOB: "vitg", names.ATTEMPT: "3", names.ROLE: "submitter"}
+    desk.put(PODS, "vitg-3-x", labels=labels, status={"phase": "Running"})
+    desk.server.log_lines["team", "vitg-3-x", ""] = ["from the pod"]
+    assert desk.run("logs", "vitg", *NS).lines == ["from the pod"]
+    assert desk.run("logs", "vitg", *NS, "--rank", "1").lines == ["rank 1"]
+
+
+def test_logs_come_from_storage_when_pods_and_cluster_are_gone(desk: Desk) -> None:
+    store = with_logs(desk)
+    assert desk.run("logs", "vitg", *NS).lines == ["driver 1", "driver 2"]
+    desk.connected.clear()
+    uri = f"{desk.root}/models/vitg/run-0001"
+    assert desk.run("logs", uri, "--rank", "0").lines == ["rank 0"]
+    assert desk.connected == []
+    store.write_outcome(Outcome(3, "succeeded"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--rank", "9"], "attempt 3 of vitg has no log of rank-00009; there are those of ranks 0 to 1"),
+        (["--attempt", "2"], "vitg has no attempt 2; attempts: 3"),
+        (["--rank", "1", "--driver"], "--driver and --rank ask for different logs; leave one out"),
+    ],
+)
+def test_a_log_that_is_not_there_is_told_with_those_that_are(desk: Desk, arguments: list[str], words: str) -> None:
+    with_logs(desk)
+    said = desk.run("logs", "vitg", *NS, *arguments)
+    assert (said.code, said.err) == (2, f"error: {words}\n")
+
+
+def test_a_job_that_has_not_started_has_no_log(desk: Desk) -> None:
+    submitted(desk, state="Waiting", message="waits")
+    said = desk.run("logs", "vitg", *NS)
+    assert said.err == "error: vitg has not started yet, so it has no log; see dinoctl status vitg -n team\n"
+
+
+def test_a_storage_without_attempts_is_told(desk: Desk) -> None:
+    (desk.root / "empty").mkdir()
+    said = desk.run("logs", f"{desk.root}/empty")
+    assert said.code == 2
+    assert "no attempts here; give the storage of one job" in said.err
+
+
+def test_events_are_those_of_the_job_and_its_objects_oldest_first(desk: Desk) -> None:
+    submitted(desk)
+    desk.put(PODS, "vitg-1-head", labels={names.JOB: "vitg"})
+    desk.put(PODS, "other")
+
+    def happened(name: str, kind: str, about: str, at: str, **more: Any) -> None:
+        event = {"reason": "Seen", "type": "Normal", "message": "two\nlines", "lastTimestamp": at, **more}
+        desk.put(EVENTS, name, involvedObject={"kind": kind, "name": about}, **event)
+
+    happened("b", "Pod", "vitg-1-head", "2026-01-01T00:02:00Z", type="Warning", reason="BackOff", count=4)
+    happened("a", "DinoJob", "vitg", "2026-01-01T00:01:00Z")
+    happened("c", "Pod", "other", "2026-01-01T00:03:00Z")
+    assert desk.run("events", "vitg", *NS).lines == [
+        "2026-01-01T00:01:00Z   Seen                 DinoJob/vitg: two lines",
+        "2026-01-01T00:02:00Z ! BackOff              Pod/vitg-1-head: two lines (x4)",
+    ]
+    assert [one["reason"] for one in json.loads(desk.run("events", "vitg", *NS, "-o", "json").out)] == [
+        "Seen",
+        "BackOff",
+    ]
+
+
+OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
+
+
+def failed(desk: Desk) -> str:
+    store = with_logs(desk)
+    store.write_log("rank-00001", 1, f"{OOM}\n".encode())
+    store.write_metrics([{"step": 41, "time": 1.0, "metrics": {"loss": 9.1234, "lr": 1e-4}}])
+    for number, workers in ((1, 4), (3, 8)):
+        document = json.dumps({"spec": {"compute": {"workers": workers}}}).encode()
+        open_storage(f"{desk.root}/models/vitg/run-0001/attempts/{number:04d}").write("attempt.json", document)
+    uri = f"{desk.root}/models/vitg/run-0001"
+    return write_bundle(Case("team", "vitg", 3, uri, "Application", "the driver ended with 1", good_attempt=1))[0]
+
+
+def test_explain_tells_what_why_and_what_to_do(desk: Desk) -> None:
+    uri = failed(desk)
+    desk.status("vitg", **RUNNING, storage=f"{desk.root}/models/vitg/run-0001", lastFailure={"attempt": 3})
+    said = desk.run("explain", "vitg", *NS)
+    assert said.lines[:3] == ["vitg, attempt 3: CudaOutOfMemory", f"  {OOM}", "  (rank-00001)"]
+    assert "what to do: a GPU ran out of memory" in said.lines[3]
+    assert "other than attempt 1, which got somewhere:\n  spec.compute.workers was 4, is 8" in said.out
+    assert "last metrics, step 41: loss 9.123, lr 0.0001" in said.out
+    assert "end of the log of rank-00001:" in said.out
+    assert said.lines[-1] == f"all of it: {uri}"
+
+
+def test_explain_needs_no_cluster(desk: Desk) -> None:
+    failed(desk)
+    desk.connected.clear()
+    said = desk.run("explain", f"{desk.root}/models/vitg/run-0001/")
+    assert said.lines[0] == "vitg, attempt 3: CudaOutOfMemory"
+    assert desk.connected == []
+    found = json.loads(desk.run("explain", f"{desk.root}/models/vitg/run-0001", "-o", "json").out)
+    assert found["format"] == "dinoctl.postmortem/v1"
+
+
+def test_explain_of_a_job_that_never_failed_says_how_it_is(desk: Desk) -> None:
+    with_logs(desk)
+    said = desk.run("explain", "vitg", *NS)
+    assert said.code == 2
+    assert said.err == (
+        "error: vitg has no post-mortem: no attempt ended badly, or its storage was down; "
+        "now: attempt 3 is running, step 120 of 1000\n"
+    )
+
+
+TARGETS = [
+    ([], {}, False, "local"),  # nothing known of a cluster
+    (["-n", "team"], {}, True, "cluster"),
+    (["--context", "x"], {}, True, "cluster"),
+    (["-c"], {}, True, "cluster"),
+    (["-l"], {"DINOCTL_TARGET": "cluster"}, False, "local"),
+    ([], {"DINOCTL_TARGET": "cluster"}, True, "cluster"),
+    (["--state-dir", ".dinoctl"], {"DINOCTL_TARGET": "cluster"}, False, "local"),
+    ([], {"KUBECONFIG": "kubeconfig"}, False, "cluster"),
+    ([], {"KUBECONFIG": "kubeconfig"}, True, "local"),
+    ([], {"KUBECONFIG": "kubeconfig", "DINOCTL_TARGET": "local"}, False, "local"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "environment", "state_here", "meant"), TARGETS)
+def test_which_jobs_are_meant(
+    desk: Desk,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    environment: dict[str, str],
+    state_here: bool,
+    meant: str,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    Path("kubeconfig").touch()
+    if state_here:
+        Path(".dinoctl").mkdir()
+    desk.run("status", *arguments)
+    assert bool(desk.connected) == (meant == "cluster")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "words"),
+    [
+        (["-l", "-n", "team"], {}, "--local goes without --namespace"),
+        ([], {"DINOCTL_TARGET": "moon"}, "DINOCTL_TARGET is 'moon'; set it to cluster or local"),
+    ],
+)
+def test_a_contradiction_is_told(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, arguments: list[str], environment: dict[str, str], words: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    said = desk.run("status", *arguments)
+    assert said.code == 2
+    assert words in said.err
