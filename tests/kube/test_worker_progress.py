@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
-from support.kube.apiserver import ApiServer
 
 from dinoctl.handover.progress_map import ProgressMap, ReplacedError
+from support.kube.apiserver import ApiServer
 
 NAME, ACCOUNT = "train-progress", "train-worker"
 
