@@ -132,7 +132,9 @@ class Registry:
         }
         return {"promotion": made, "runId": f"run-{len(self.runs)}"}
 
-    def close(self, job: ResolvedJob, storage: str, key: RunKey, *, complete: bool) -> dict[str, Any]:
+    def close(
+        self, job: ResolvedJob, storage: str, key: RunKey, *, complete: bool, attempts: tuple[int, int]
+    ) -> dict[str, Any]:
         self._check()
         self.runs[key] = "FINISHED" if complete else "FAILED"
         return {"runId": f"run-{len(self.runs)}"}
