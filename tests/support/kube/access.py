@@ -30,6 +30,7 @@ class Access:
     _numbers: "itertools.count[int]" = field(default_factory=itertools.count, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
         self.kubeconfig = self.write_kubeconfig("admin", self.token)
 
     def write_kubeconfig(self, user: str, token: str, namespace: str = "default", url: str = "") -> Path:

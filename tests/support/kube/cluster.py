@@ -64,7 +64,10 @@ class Cluster(Access):
         ready = json.loads((directory / "ready.json").read_text())
         self.image = f"{NAME}@{ready['digest']}"
         """The test image by its digest, as profiles want it; ``image.IMAGE`` by its tag is the same."""
-        super().__init__(directory, f"https://127.0.0.1:{ports['api']}", directory / "certs/ca.crt", ready["token"])
+        self._directory = directory
+        super().__init__(
+            directory / "outside", f"https://127.0.0.1:{ports['api']}", directory / "certs/ca.crt", ready["token"]
+        )
 
     @property
     def mlflow_for_pods(self) -> str:
@@ -89,7 +92,7 @@ class Cluster(Access):
     @property
     def logs(self) -> Path:
         """A log for each program of the cluster."""
-        return self.directory / "log"
+        return self._directory / "log"
 
 
 @contextmanager
