@@ -28,7 +28,7 @@ from support.kube.forward import listener
 from support.kube.image import NAME
 from support.kube.node import ADDRESS, Order
 from support.kube.processes import NotReady, tail
-from support.kube.tools import lacking
+from support.kube.tools import TOOLS, lacking
 
 _CHECKOUT = Path(__file__).parents[3]
 _CGROUPS, _PREFIX = Path("/sys/fs/cgroup"), "dinoctl-test-"
@@ -208,7 +208,8 @@ def main() -> int:
         return 3
     with tempfile.TemporaryDirectory(prefix="dinoctl-cluster-") as directory, cluster(Path(directory)) as running:
         print(f"S3 {running.s3.url}  MLflow {running.mlflow}  logs {running.logs}", file=sys.stderr)
-        environment = {**os.environ, **running.environment}
+        path = os.pathsep.join([*(str(TOOLS[name].home) for name in ("kubectl", "helm")), os.environ["PATH"]])
+        environment = {**os.environ, **running.environment, "PATH": path}
         return subprocess.run(sys.argv[1:] or ["bash"], env=environment).returncode
 
 
