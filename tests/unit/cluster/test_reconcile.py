@@ -468,3 +468,16 @@ def test_storage_that_cannot_be_read_is_no_failure(world: World, monkeypatch: py
     assert world.job("a")["status"]["failures"]["infrastructure"] == 0
     monkeypatch.undo()
     settle(world, operator, "a")
+
+
+def test_a_rayjob_that_the_cache_lacks_has_not_vanished(world: World) -> None:
+    world.steps = 8
+    world.submit("a", TRAIN)
+    operator = Operator(world)
+    rounds(world, operator, 5)
+    operator.view.rayjobs.held = {}
+    rounds(world, operator, 2)
+    assert attempts(world, "a")[-1]["state"] == "Running"
+    operator.view.rayjobs.held = None
+    settle(world, operator, "a")
+    assert world.job("a")["status"]["failures"]["infrastructure"] == 0
