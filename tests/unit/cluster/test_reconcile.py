@@ -465,6 +465,9 @@ def test_storage_that_cannot_be_read_is_no_failure(world: World, monkeypatch: py
     monkeypatch.setattr(AttemptStore, "outcome", down)
     rounds(world, operator, 6)
     assert world.state("a") in ("Unknown", "Running", "Starting")
+    told = condition(world, "a", "Healthy")
+    assert (told["status"], told["reason"], told["message"]) == ("Unknown", "ResultsUnreadable", "s3://x: no answer")
+    assert world.job("a")["status"]["message"] == "s3://x: no answer"
     assert world.job("a")["status"]["failures"]["infrastructure"] == 0
     monkeypatch.undo()
     settle(world, operator, "a")

@@ -151,7 +151,7 @@ def test_two_that_both_lead(tmp_path: Path) -> None:
 
 
 class Past:
-    """Remembers what could be seen after each write. A replica that still believes it then does what it thinks is due."""
+    """What could be seen after each write. Replicas that still believe it then do what they think is due."""
 
     def __init__(self, world: World) -> None:
         self._world, self._views = world, list[tuple[int, Lagging]]()
