@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,9 @@ import psutil
 
 VOLUME = Path("/run/dinoctl")
 HEAD = "127.0.0.9"
-_START_S = 90
+_TRIES = 3
+_MARK = "DINOCTL_TESTS_POD"
+"""In the environment of all processes of a pod, and of none of another."""
 _SETUP = (
     'mount -t tmpfs tmpfs /run && mkdir -p /run/dinoctl /run/secrets && cp -r "$1" /run/secrets/dinoctl && shift && '
     'exec "$@"'
@@ -50,11 +52,11 @@ class Pod:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def end(self) -> None:
-        """As a machine goes that loses its power."""
-        family = [*self.processes(), psutil.Process(self.process.pid)] if self.process.poll() is None else []
-        for process in family:
-            with suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGKILL)
+        """As a machine goes that loses its power; also what it has left where it never came up."""
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get(_MARK) == self.environment[_MARK]:
+                    process.send_signal(signal.SIGKILL)
         self.process.wait()
 
 
@@ -69,25 +71,37 @@ def pods(
     assert not missing, f"tests of several machines need {', '.join(missing)} (util-linux)"
     environment = {**environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
     port = _free_port()
-    head_options = ["--head", f"--port={port}", "--num-cpus=0", f"--temp-dir={VOLUME}/ray", "--include-dashboard=false"]
-    made = [_start("head", HEAD, head_options, log, credentials, environment)]
+    head = ["--head", f"--port={port}", "--num-cpus=0", f"--temp-dir={VOLUME}/ray", "--include-dashboard=false"]
+    worker = [f"--address={HEAD}:{port}", "--num-cpus=1", '--resources={"rank": 1}']
+    made: list[Pod] = []
+
+    def start(number: int) -> Pod:
+        name, options = ("head", head) if number == 0 else (f"worker-{number - 1}", worker)
+        made.append(_start(name, f"127.0.0.{number + 9}", options, log, credentials, environment))
+        return made[-1]
+
     try:
-        _wait(made[0], log)
-        for number in range(workers):
-            options = [f"--address={HEAD}:{port}", "--num-cpus=1", '--resources={"rank": 1}']
-            made.append(_start(f"worker-{number}", f"127.0.0.{number + 10}", options, log, credentials, environment))
-        for pod in made[1:]:
-            _wait(pod, log)
-        yield made[0], made[1:], f"{HEAD}:{port}"
+        running = [_running(lambda number=number: start(number), log) for number in range(workers + 1)]  # type: ignore[misc]
+        yield running[0], running[1:], f"{HEAD}:{port}"
     finally:
         for pod in reversed(made):
             pod.end()
+
+
+def _running(start: Callable[[], Pod], log: Path) -> Pod:
+    """On a busy machine Ray itself gives up after 30 seconds."""
+    for _ in range(_TRIES):
+        pod = start()
+        if _wait(pod, log / f"{pod.name}.log"):
+            return pod
+    raise RuntimeError(f"Ray did not start on {pod.name}: {(log / f'{pod.name}.log').read_text(errors='replace')}")
 
 
 def _start(
     name: str, address: str, options: list[str], log: Path, credentials: Path, environment: Mapping[str, str]
 ) -> Pod:
     own = {**os.environ, **environment, "DINOCTL_POD": name, "DINOCTL_NODE": f"node-of-{name}"}
+    own[_MARK] = secrets.token_hex(8)
     command = ["unshare", "--map-root-user", "--mount", "sh", "-ec", _SETUP, "sh", str(credentials), *_RAY]
     with (log / f"{name}.log").open("wb") as output:
         process = subprocess.Popen(
@@ -101,13 +115,13 @@ def _start(
     return Pod(name, process, own)
 
 
-def _wait(pod: Pod, log: Path) -> None:
-    """Until its Ray runs."""
-    said, deadline = log / f"{pod.name}.log", time.monotonic() + _START_S
+def _wait(pod: Pod, said: Path) -> bool:
+    """Until its Ray runs; False if it ended."""
     while "Ray runtime started" not in said.read_text(errors="replace"):
-        if pod.process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"Ray did not start on {pod.name}: {said.read_text(errors='replace')}")
+        if pod.process.poll() is not None:
+            return False
         time.sleep(0.1)
+    return True
 
 
 def _free_port() -> int:

@@ -10,6 +10,7 @@ import select
 import signal
 import sys
 import time
+from collections import deque
 from pathlib import Path
 
 from dinoctl.handover.attempt import Attempt
@@ -28,14 +29,16 @@ class OutputLog:
         self._file, self._writer = GrowingFile(path), LogWriter(AttemptStore.of(attempt), source)
         self._redact = Redactor(os.environ, attempt.cluster.secret_env if attempt.cluster else ())
         self._stop_file, self._due, self._failing = attempt.stop_file, 0.0, False
+        self._own: deque[str] = deque()
 
     def say(self, line: str) -> None:
-        """A word of the companion's own."""
-        self._pass_on(f"companion: {line}\n".encode())
+        """A word of the companion's own, from any thread."""
+        self._own.append(f"companion: {line}\n")
 
     def look(self) -> None:
         """Takes what is new; stores it when it is time."""
         self._pass_on(self._file.read())
+        self._pass_on_own()
         if time.monotonic() >= self._due:
             self._flush()
             self._due = time.monotonic() + (_HURRY_S if self._stop_file.exists() else _SHIP_S)
@@ -44,7 +47,12 @@ class OutputLog:
         """Takes and stores the rest."""
         while data := self._file.read(last=True):
             self._pass_on(data)
+        self._pass_on_own()
         self._flush()
+
+    def _pass_on_own(self) -> None:
+        while self._own:
+            self._pass_on(self._own.popleft().encode())
 
     def _pass_on(self, data: bytes) -> None:
         data = self._redact(data)
