@@ -100,7 +100,7 @@ class Eyes:
             finalized=record.finalized == record.life,
             after=status.revision if status else None,
         )
-        return replace(look, observed=observed, unreadable=unreadable)
+        return replace(look, observed=observed, unreadable=unreadable or look.unreadable)
 
     def forget(self) -> None:
         """Looks at storage again, once a job."""
@@ -122,7 +122,7 @@ class Eyes:
             rayjob = self._rayjob(body, live)
         except ApiError as error:
             unknown = Execution(live.number, Phase.UNKNOWN, now, message=str(error))
-            return replace(look, observed=Observed(executions=(unknown,)))
+            return replace(look, observed=Observed(executions=(unknown,)), unreadable=str(error))
         key = key_of(body)
         pods = [pod for pod in self.view.pods.of(*key) if attempt_of(pod) == live.number]
         workload = _workload(self.view.workloads.of(key.namespace, rayjob["metadata"]["name"])) if rayjob else None
@@ -134,7 +134,8 @@ class Eyes:
                 outcome = self._outcome(record, live)
             except StorageError as error:
                 unknown = Execution(live.number, Phase.UNKNOWN, now, message=str(error))
-                return replace(look, observed=Observed(executions=(unknown,)), rayjob=rayjob, pods=pods, took=took)
+                blind = Observed(executions=(unknown,))
+                return replace(look, observed=blind, rayjob=rayjob, pods=pods, took=took, unreadable=str(error))
         training = [pod for pod in pods if (pod["metadata"]["labels"]).get(names.ROLE) != "submitter"]
         seen = execution(rayjob, workload, training, outcome, live, now, on_record or None)
         changed = rayjob is not None and edited(rayjob)

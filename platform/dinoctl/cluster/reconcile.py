@@ -24,8 +24,9 @@ from dinoctl.cluster.protocol import Api, Object
 from dinoctl.cluster.record import Record, begun_life, read_record
 from dinoctl.cluster.reports import Reports
 from dinoctl.cluster.resources import CONFIGMAPS
-from dinoctl.cluster.round import Round, Tools
+from dinoctl.cluster.round import Round
 from dinoctl.cluster.snapshot import Snapshot, read_snapshot
+from dinoctl.cluster.tools import Tools
 from dinoctl.cluster.tracking_child import Tracking
 from dinoctl.cluster.view import View
 from dinoctl.lifecycle import Cause

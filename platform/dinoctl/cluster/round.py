@@ -1,27 +1,26 @@
 """One round of work on one job: look, decide, remember, act."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from dinoctl.cluster import finalizer
-from dinoctl.cluster.act import Hands, Held, storage_of
+from dinoctl.cluster.act import Held, storage_of
 from dinoctl.cluster.errors import Conflict, Forbidden, Invalid
-from dinoctl.cluster.events import Events, Happening, happenings, troubled
+from dinoctl.cluster.events import Happening, happenings, troubled
 from dinoctl.cluster.failures import blame, ended
 from dinoctl.cluster.family import outputs_of, see_parents
 from dinoctl.cluster.lives import find_life
 from dinoctl.cluster.objects import condition, deleting, uid_of
-from dinoctl.cluster.observe import Eyes, Look
-from dinoctl.cluster.protocol import Api, Object
+from dinoctl.cluster.observe import Look
+from dinoctl.cluster.protocol import Object
 from dinoctl.cluster.record import Preempted, Record
-from dinoctl.cluster.reports import Reports
 from dinoctl.cluster.resources import DINOJOBS
 from dinoctl.cluster.status import Picture, Trouble, merge_patch, status_of
 from dinoctl.cluster.timing import next_look, only_progress
+from dinoctl.cluster.tools import Tools
 from dinoctl.cluster.tracking_child import Tracking, TrackingProblem
-from dinoctl.cluster.view import View
-from dinoctl.cluster.wishes import DocumentsOf, job_of, read_wishes
+from dinoctl.cluster.wishes import job_of, read_wishes
 from dinoctl.data.errors import DataError
 from dinoctl.data.storage import open_storage
 from dinoctl.handover.judgement import Champions
@@ -43,27 +42,11 @@ from dinoctl.lifecycle import (
     restart,
 )
 from dinoctl.results import read_results
-from dinoctl.spec.profile import OperatorConfig
 from dinoctl.spec.resolve import ResolvedJob
 
 _AGAIN_S = 30.0
 """Between two tries of what only somebody else can mend."""
 _SOON_S = 0.2
-
-
-@dataclass(frozen=True)
-class Tools:
-    """What every round works with."""
-
-    api: Api
-    view: View
-    config: OperatorConfig
-    eyes: Eyes
-    hands: Hands
-    events: Events
-    reports: Reports
-    tracking: Callable[[str], Tracking]
-    documents: DocumentsOf
 
 
 class Round:
@@ -82,12 +65,15 @@ class Round:
         """See ``Reconciler.reconcile``."""
         if self._trouble is not None and not self.record.begun:
             self._save(self.record)
-            return _AGAIN_S
+            return None  # whoever mends it, wakes us
         job = job_of(self._body, self.record, self._wishes)
         record = self._restarted(job)
         self._parents = see_parents(self._tools.view, self._namespace, job)
         of_life = self._wishes.of_life(record.status)
         self._look = self._tools.eyes.look(self._body, record, of_life, self._parents, self._champions, self._now)
+        if self._look.unreadable and self._trouble is None:
+            what = self._look.unreadable
+            self._trouble = Trouble(ConditionType.HEALTHY, "ResultsUnreadable", what, "Unknown", "Unknown")
         decision = decide(job, record.status, self._look.observed, self._now)
         if _begins(record.status, decision.status):
             found = self._life(record, job)
@@ -254,7 +240,8 @@ class Round:
 
     def _finalize(self, complete: bool) -> float:
         record = self.record
-        if (record.begun or record.promotion) and not self._close(complete=complete):
+        ran = any(one.started_at is not None for one in record.status.attempts) if record.status else False
+        if (ran or record.run_id or record.promotion) and not self._close(complete=complete):
             return _AGAIN_S
         self._save(replace(self.record, finalized=record.life))
         return _SOON_S

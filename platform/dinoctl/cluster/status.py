@@ -25,6 +25,7 @@ class Trouble:
     reason: str
     message: str
     state: str = "Blocked"
+    truth: str = "False"
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _conditions(picture: Picture, now: float) -> list[dict[str, Any]]:
         for one in (status.conditions if status else ())
     }
     if trouble is not None:
-        found[str(trouble.condition)] = ("False", trouble.reason, trouble.message, now)
+        found[str(trouble.condition)] = (trouble.truth, trouble.reason, trouble.message, now)
     before = {one.get("type"): one for one in (picture.body.get("status") or {}).get("conditions") or ()}
     return [
         {

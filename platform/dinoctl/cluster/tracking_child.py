@@ -11,15 +11,13 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from dinoctl.data.storage import Storage, open_storage
+from dinoctl.data.storage import open_storage
 from dinoctl.handover import promotion
 from dinoctl.handover.judgement import Champions
 from dinoctl.handover.runs import RunKey
-from dinoctl.handover.spools import fetch_spools
+from dinoctl.handover.spools import ship_kept
 from dinoctl.spec.errors import EnvironmentProblem, redacted
 from dinoctl.spec.job import JobSpec
 from dinoctl.spec.resolve import ResolvedJob
@@ -102,20 +100,10 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     if request["do"] == "promote":
         made = promotion.promote(uri, job, storage, run_id, promotion.champions(uri, job))
         return {"promotion": made, "runId": run_id}
-    _ship(uri, run_id, storage, *request["attempts"])
+    first, last = request["attempts"]
+    ship_kept(uri, run_id, storage, first, last)  # what MLflow never took, because it was down when an attempt ended
     promotion.close(uri, job, storage, run_id, complete=request["complete"])
     return {"runId": run_id}
-
-
-def _ship(uri: str, run_id: str, storage: Storage, first: int, last: int) -> None:
-    """Points that MLflow never took, because it was down when their attempt ended."""
-    from dinoctl.tracking.client import connect
-    from dinoctl.tracking.shipper import Shipper
-
-    with TemporaryDirectory(prefix="dinoctl-spool-") as folder:
-        spool = Path(folder)
-        fetch_spools(storage, spool, first, last)
-        Shipper(spool, lambda: connect(uri), run_id, spool / "shipped.json").ship(final=True)
 
 
 def main() -> int:

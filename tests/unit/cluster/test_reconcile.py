@@ -465,6 +465,22 @@ def test_storage_that_cannot_be_read_is_no_failure(world: World, monkeypatch: py
     monkeypatch.setattr(AttemptStore, "outcome", down)
     rounds(world, operator, 6)
     assert world.state("a") in ("Unknown", "Running", "Starting")
+    told = condition(world, "a", "Healthy")
+    assert (told["status"], told["reason"], told["message"]) == ("Unknown", "ResultsUnreadable", "s3://x: no answer")
+    assert world.job("a")["status"]["message"] == "s3://x: no answer"
     assert world.job("a")["status"]["failures"]["infrastructure"] == 0
     monkeypatch.undo()
     settle(world, operator, "a")
+
+
+def test_a_rayjob_that_the_cache_lacks_has_not_vanished(world: World) -> None:
+    world.steps = 8
+    world.submit("a", TRAIN)
+    operator = Operator(world)
+    rounds(world, operator, 5)
+    operator.view.rayjobs.held = {}
+    rounds(world, operator, 2)
+    assert attempts(world, "a")[-1]["state"] == "Running"
+    operator.view.rayjobs.held = None
+    settle(world, operator, "a")
+    assert world.job("a")["status"]["failures"]["infrastructure"] == 0

@@ -12,10 +12,10 @@ import pytest
 from operators import GATED, TRAIN, Operator
 
 from dinoctl.cluster.errors import ApiError, Conflict, Throttled, Unavailable
-from dinoctl.cluster.resources import EVENTS
+from dinoctl.cluster.resources import EVENTS, LOCAL_QUEUES
 from dinoctl.handover.outcome import Outcome
 from support.kube.memory import Call
-from support.kube.world import Killed, Lagging, World
+from support.kube.world import SPACE, Killed, Lagging, World
 
 STRIDE = 1 if os.environ.get("DINOCTL_EXHAUSTIVE") else 6
 END = 65
@@ -148,6 +148,67 @@ def test_two_that_both_lead(tmp_path: Path) -> None:
         check(world)
         one.close()
         other.close()
+
+
+class Past:
+    """What could be seen after each write. Replicas that still believe it then do what they think is due."""
+
+    def __init__(self, world: World) -> None:
+        self._world, self._views = world, list[tuple[int, Lagging]]()
+        self.round = 0
+
+    def __call__(self, call: Call) -> None:
+        if after_a_write(call):
+            view = Lagging(self._world.server)
+            view.catch_up()
+            self._views.append((self.round, view))
+
+    def act(self, round_: int) -> None:
+        for then, view in self._views:
+            if then == round_:
+                zombie = Operator(self._world, view=view)
+                zombie.look()
+                zombie.close()
+                self._world.check()
+
+
+@pytest.mark.parametrize("age", [1, 3, 8, 16, 30])
+def test_those_who_live_in_the_past(age: int, tmp_path: Path) -> None:
+    world = World(tmp_path, queue="gpus", steps=7)
+    world.submit("a", GATED)
+    past = Past(world)
+    operator, troubles = Operator(world, past), Troubles(world)
+    for past.round in range(END):
+        troubles(past.round)
+        operator.look()
+        past.act(past.round - age)
+        world.tick()
+    check(world)
+    causes = [attempt["cause"] for attempt in world.job("a")["status"]["lifecycle"]["attempts"]]
+    assert causes == ["Infrastructure", "Preempted", "Stopped", "Succeeded"]
+    operator.close()
+
+
+def test_an_attempt_that_left_no_trace_is_not_started_again(tmp_path: Path) -> None:
+    """It could not start for a while, was queued, and stopped: nothing tells that it ever was. Whoever still believes
+    that it is to be started has nothing to write first, and so no conflict that would tell.
+    """
+    world = World(tmp_path, queue="gpus", admit=False)
+    world.api.delete(LOCAL_QUEUES, SPACE, "gpus")
+    world.submit("a", TRAIN)
+    past = Past(world)
+    operator = Operator(world, past)
+    for past.round in range(16):
+        if past.round == 4:
+            world.create(LOCAL_QUEUES, {"metadata": {"name": "gpus"}, "spec": {}})
+        if past.round in (7, 11):
+            world.edit("a", {"suspend": past.round == 7})
+        operator.look()
+        world.tick()
+    for then in range(16):
+        past.act(then)
+    assert [body["metadata"]["name"][-1] for body in world.rayjobs()] == ["2"]
+    operator.close()
 
 
 def failing(folder: Path, hook: Hook) -> World:
