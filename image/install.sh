@@ -15,7 +15,7 @@ if [ -e "$prefix" ]; then
 fi
 
 # DeepSpeed's own operations are not used (docs/architecture.md, Engines), so none is built, here or at run time.
-export DS_BUILD_OPS=0 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+export DS_BUILD_OPS=0 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 "${PYTHON:-python3}" -m venv "$prefix"
 python="$prefix/bin/python"
 work=$(mktemp -d)

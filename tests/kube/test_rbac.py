@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from dinoctl.cluster.connect import connect
+from dinoctl.cluster.resources import RAYJOBS, resource_of
 from support.chart import CI, ROOT, template
 from support.kube.access import KubectlFailed
 from support.kube.apiserver import ApiServer
@@ -19,20 +21,18 @@ Rule = tuple[str, str, str, str]
 """Group, resource, name ("" is any), verb."""
 OPERATOR = {
     "dinoctl.io dinojobs": "get list watch patch",
-    "dinoctl.io dinojobs/status": "get patch",
+    "dinoctl.io dinojobs/status": "patch",
     "dinoctl.io dinojobs/finalizers": "update",
-    "ray.io rayjobs": "get list watch create patch delete",
-    "ray.io rayclusters": "get list watch",
-    "kueue.x-k8s.io workloads": "get list watch",
+    "ray.io rayjobs": "get list watch create delete",
+    "kueue.x-k8s.io workloads": "list watch",
     "kueue.x-k8s.io localqueues": "get",
     " configmaps": "get list watch create patch delete",
-    "policy poddisruptionbudgets": "get list watch create patch delete",
-    " pods": "get list watch delete",
-    " pods/log": "get",
-    " events": "list create patch",
-    " serviceaccounts": "get create patch",
-    "rbac.authorization.k8s.io roles": "get create patch",
-    "rbac.authorization.k8s.io rolebindings": "get create patch",
+    " pods": "list watch delete",
+    " events": "list create",
+    " serviceaccounts": "create patch",
+    "policy poddisruptionbudgets": "create patch delete",
+    "rbac.authorization.k8s.io roles": "create patch",
+    "rbac.authorization.k8s.io rolebindings": "create patch",
 }
 EVERYBODY = {
     ("authorization.k8s.io", "selfsubjectaccessreviews", "", "create"),
@@ -115,8 +115,12 @@ def test_the_operator_is_refused(api: ApiServer, watched: tuple[str, str], opera
 def test_the_operator_makes_what_it_renders(api: ApiServer, watched: tuple[str, str], operator: Path) -> None:
     """Also the worker's Role: it has itself what that gives."""
     job = jobs("digits.yaml")[1]
-    for one in _moved(rendered(attempt(job), PROFILES["cpu"]), watched[1]):
-        api.kubectl("apply", "--server-side", "-f", "-", input=json.dumps(one), kubeconfig=operator)
+    *before, rayjob = _moved(rendered(attempt(job), PROFILES["cpu"]), watched[1])
+    client = connect(kubeconfig=operator)
+    for one in before:
+        client.apply(resource_of(one), watched[1], one)
+        client.apply(resource_of(one), watched[1], one)
+    client.create(RAYJOBS, watched[1], rayjob)
 
 
 def test_the_workers_list_is_all(api: ApiServer, watched: tuple[str, str]) -> None:

@@ -230,3 +230,15 @@ def test_where_they_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Path, "home", homeless)
     with pytest.raises(build.NoKernels, match=r"no home directory .* set DINOCTL_CACHE_DIR"):
         build._cache()
+
+
+def test_those_of_the_installation_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image brings them for the processor that it was made on; others are built in the node's cache."""
+    monkeypatch.setenv("DINOCTL_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "prefix"))
+    kept = build._library()[0]
+    assert kept.parent == tmp_path / "cache"
+    installed = tmp_path / "prefix" / "share" / "dinoctl" / kept.name
+    installed.parent.mkdir(parents=True)
+    installed.touch()
+    assert build._library()[0] == installed
