@@ -38,7 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """Reasonable ones; a search over them is still to be made (``--only NAME --settings JSON``)."""
 
 
-_PATIENCE_S = 40.0
+_PATIENCE_S = 240.0
 
 
 def tree_pss(pid: int) -> int:
@@ -65,7 +65,11 @@ def run(
     log = (scratch / "log").open("w+")
     core = ["taskset", "-c", str((os.cpu_count() or 1) - 1)]
     program = [sys.executable, str(Path(__file__).with_name("stream_contestants.py"))]
-    environment = {**server.environment, "BENCH_SHARDS": json.dumps(shards), "DINOCTL_CACHE_DIR": str(scratch / "index")}
+    environment = {
+        **server.environment,
+        "BENCH_SHARDS": json.dumps(shards),
+        "DINOCTL_CACHE_DIR": str(scratch / "index"),
+    }
     server.stats()
     try:
         process = subprocess.Popen(

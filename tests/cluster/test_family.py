@@ -131,7 +131,7 @@ def release(kube: Cluster, namespace: str, tmp_path: Path) -> Iterator[Release]:
         }
         for name, value in (("training", 100), ("urgent", 1000))
     ]
-    kube.apply(*priorities, *queues(namespace, cpu="1"))
+    kube.apply(*priorities, *queues(namespace, cpu="1400m"))
     kube.s3.bucket("outputs")
     profile = {
         "image": kube.image,
@@ -170,9 +170,8 @@ def release(kube: Cluster, namespace: str, tmp_path: Path) -> Iterator[Release]:
 def test_a_family_is_trained_and_promoted_whatever_happens_to_its_machines(release: Release, tmp_path: Path) -> None:
     kube, namespace = release.kube, release.namespace
     release.dinoctl("submit", str(_documents(tmp_path / "digits.yaml")), "-n", namespace)
-    release.until(
-        lambda: "digits-pretrain" in release.status("digits-distill").get("message", ""), "nothing waits", 120
-    )
+    waits = lambda: release.status("digits-evaluate").get("message", "")  # noqa: E731
+    release.until(lambda: "digits-distill" in waits(), "a job does not say what it waits for", 120)
 
     release.until(lambda: release.status("digits-pretrain").get("step", 0) >= 40, "pretraining did not get under way")
     kube.apply(_urgent(namespace))
@@ -211,7 +210,7 @@ def test_a_family_is_trained_and_promoted_whatever_happens_to_its_machines(relea
 def _urgent(namespace: str) -> dict[str, Any]:
     labels = {f"{_KUEUE}/queue-name": "queue", f"{_KUEUE}/priority-class": "urgent"}
     spec = {
-        **pod_spec("main", "500m", command=["python", "-c", "import time; time.sleep(5)"]),
+        **pod_spec("main", "1", command=["python", "-c", "import time; time.sleep(5)"]),
         "restartPolicy": "Never",
     }
     return {

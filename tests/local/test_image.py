@@ -1,4 +1,4 @@
-"""What the image is made with, into a fresh prefix: the client works from it, as another user, and writes nothing there."""
+"""What the image is made with, into a fresh prefix: the client works from it as another user, and writes nothing."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def attempt(job: ResolvedJob, number: int = 1, *, spec: JobSpec | None = None) -
         scratch=SCRATCH,
         spool=SPOOL,
         tracking_uri="http://mlflow.vision:5000",
-        cluster=Cluster(namespace="vision", uid=UID, progress=names.progress_name(job.name), life="life"),
+        cluster=Cluster(namespace="vision", uid=UID, progress=names.progress_name(job.name), run_life="life"),
     )
 
 
@@ -148,11 +148,12 @@ def _without_document(one: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Writes all golden files anew."""
+    texts = {f"{name}.yaml": shown(objects) for name, objects in cases()}
+    GOLDEN.mkdir(exist_ok=True)
     for old in GOLDEN.glob("*.yaml"):
         old.unlink()
-    GOLDEN.mkdir(exist_ok=True)
-    for name, objects in cases():
-        (GOLDEN / f"{name}.yaml").write_text(shown(objects), encoding="utf-8")
+    for name, text in texts.items():
+        (GOLDEN / name).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

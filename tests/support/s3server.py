@@ -22,7 +22,7 @@ from typing import Any
 MODULE = Path(__file__).parent / "versitygw"
 VERSION = re.search(r"versity/versitygw (v\S+)", (MODULE / "go.mod").read_text())[1]  # type: ignore[index]
 REGION, ACCESS, SECRET = "us-east-1", "dinoctl-tests", "not-a-secret-of-anybody"
-_BUILD_S, _START_S = 900, 20
+_BUILD_S, _START_S = 900, 60
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """``dinoctl``: assembling the commands, and turning errors into one line and an exit code (design §9)."""
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -14,6 +15,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"dinoctl {version('dinoctl')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
 for module in (run, submit, spec, jobs, operator, replay, data, export, system):
     module.add_to(app)
 

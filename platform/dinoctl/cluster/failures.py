@@ -8,7 +8,7 @@ from dinoctl.cluster.record import Record
 from dinoctl.lifecycle import Attempt, Cause
 
 _STRIKES = 2
-_MOST_EXCLUDED = 8
+_MOST_EXCLUDED, _MOST_NODES = 8, 16
 _BAD = (Cause.INFRASTRUCTURE, Cause.APPLICATION, Cause.SPEC)
 
 
@@ -32,5 +32,6 @@ def blame(before: Record, after: Record, look: Look) -> Record:
             after = replace(after, strikes={**after.strikes, node: after.strikes.get(node, 0) + 1})
     guilty = sorted((node for node, count in after.strikes.items() if count >= _STRIKES), key=after.strikes.__getitem__)
     excluded = tuple(guilty[-_MOST_EXCLUDED:])
-    others = {*after.strikes, *nodes_of(look.pods)} - set(excluded)
-    return replace(after, excluded=excluded if others else after.excluded)
+    seen = tuple(sorted({*after.nodes, *nodes_of(look.pods)}))[:_MOST_NODES]
+    others = {*after.strikes, *seen} - set(excluded)
+    return replace(after, nodes=seen, excluded=excluded if others else after.excluded)

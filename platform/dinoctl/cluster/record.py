@@ -27,7 +27,8 @@ class Preempted:
 @dataclass(frozen=True)
 class Record:
     """``outputs``: where the parents of this life left theirs; ``finalized``: the life whose run is closed;
-    ``strikes``: infrastructure failures by node; ``restart``: token of the last one that was done.
+    ``strikes``: infrastructure failures by node; ``nodes``: some that the job was on; ``restart``: token of the last
+    one that was done.
     """
 
     status: Status | None = None
@@ -40,6 +41,7 @@ class Record:
     finalized: str = ""
     strikes: Mapping[str, int] = field(default_factory=dict)
     excluded: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()
     last_failure: Mapping[str, Any] | None = None
 
     @property
@@ -59,6 +61,7 @@ class Record:
             "preempted": self.preempted and {"attempt": self.preempted.attempt, "message": self.preempted.message},
             "promotion": self.promotion and _fields(self.promotion),
             "finalized": self.finalized,
+            "nodes": list(self.nodes),
         }
         status = encode(self.status) if self.status is not None else {}
         return {**status, _OWN: {key: value for key, value in own.items() if value}}
@@ -73,8 +76,8 @@ def read_record(body: Object) -> Record:
     status: Mapping[str, Any] = body.get("status") or {}
     memory: Mapping[str, Any] = status.get("lifecycle") or {}
     own: Mapping[str, Any] = memory.get(_OWN) or {}
-    preempted, promotion = own.get("preempted"), own.get("promotion")
     try:
+        preempted, promotion = own.get("preempted"), own.get("promotion")
         return Record(
             status=decode(memory) if "version" in memory else None,
             storage=status.get("storage", ""),
@@ -86,6 +89,7 @@ def read_record(body: Object) -> Record:
             finalized=own.get("finalized", ""),
             strikes=status.get("strikes", {}),
             excluded=tuple(status.get("excludedNodes", ())),
+            nodes=tuple(own.get("nodes", ())),
             last_failure=status.get("lastFailure"),
         )
     except (KeyError, TypeError, AttributeError) as error:

@@ -171,11 +171,12 @@ class Round:
             self._parents,
             look.execution,
             self._trouble,
-            look.edited,
+            EDITED if look.edited else "",
             wishes.profile_name,
         )
         patch = merge_patch(self._body.get("status") or {}, status_of(picture, self._now))
-        if not patch or (lazily and only_progress(before.status, after.status, patch)):
+        told_of_edit = EDITED in str((self._body.get("status") or {}).get("message"))
+        if not patch or (lazily and look.edited == told_of_edit and only_progress(before.status, after.status, patch)):
             return
         told = condition(self._body, self._trouble.condition).get("message") if self._trouble else ""
         self._write(patch)
@@ -184,10 +185,9 @@ class Round:
             self._say(what)
         if self._trouble and self._trouble.message != told:
             self._say(troubled(self._trouble))
-        if look.edited:
-            self._say(
-                Happening("RayJobEdited", EDITED, warning=True, key=str(after.status and after.status.next_attempt))
-            )
+        if look.edited and not told_of_edit:
+            said = f"{EDITED}; KubeRay ignores most changes, and the next attempt is made from the document again"
+            self._say(Happening("RayJobEdited", said, warning=True, key=str(look.rayjob and uid_of(look.rayjob))))
 
     def _write(self, patch: Mapping[str, Any]) -> None:
         metadata = self._body["metadata"]
@@ -267,8 +267,13 @@ class Round:
                 Happening("RunLeftOpen", "the MLflow run is left open: its document or profile is gone", warning=True)
             )
             return True
+        status = self.record.status
+        assert status is not None  # noqa: S101 - an attempt was made
+        first, last = status.first_attempt, status.next_attempt - 1
         try:
-            made = self._server().close(job, self.record.storage, self._key(), complete=complete)
+            made = self._server().close(
+                job, self.record.storage, self._key(), complete=complete, attempts=(first, last)
+            )
         except TrackingProblem as error:
             self._say(Happening("TrackingUnavailable", str(error), warning=True))
             return False
@@ -292,9 +297,7 @@ class Round:
         self._tools.events.say(self._body, what, self._now)
 
 
-EDITED = (
-    "somebody changed its RayJob; KubeRay ignores most changes, and the next attempt is made from the document again"
-)
+EDITED = "somebody changed its RayJob"
 _HELD = ("KubeRayMissing", "KueueMissing", "QueueMissing", "NameTaken", "RayJobRefused", "Refused", "StorageUnreadable")
 
 

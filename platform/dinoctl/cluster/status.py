@@ -38,7 +38,7 @@ class Picture:
     parents: Mapping[str, ParentView] = field(default_factory=dict)
     execution: Execution | None = None
     trouble: Trouble | None = None
-    edited: bool = False
+    remark: str = ""
     profile_name: str = ""
 
 
@@ -134,7 +134,7 @@ def _message(picture: Picture) -> str:
         return trouble.message
     if _starting(picture) and picture.execution and picture.execution.message and status and status.live:
         return f"attempt {status.live.number}: {picture.execution.message}"
-    return explain(status) + ("; somebody changed its RayJob" if picture.edited else "")
+    return explain(status) + (f"; {picture.remark}" if picture.remark else "")
 
 
 def _starting(picture: Picture) -> bool:

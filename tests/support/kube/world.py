@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dinoctl.cluster.errors import ApiError
-from dinoctl.cluster.protocol import Object
+from dinoctl.cluster.protocol import Api, Object
 from dinoctl.cluster.resources import CONFIGMAPS, DINOJOBS, LOCAL_QUEUES, PODS, RAYJOBS, WORKLOADS, Resource
 from dinoctl.data.storage import open_storage
 from dinoctl.handover.attempt import Attempt
@@ -26,7 +26,7 @@ from dinoctl.spec import names
 from dinoctl.spec.profile import OperatorConfig
 from dinoctl.spec.resolve import ResolvedJob
 from dinoctl.tracking.gate import Champion, Evidence
-from support.kube.memory import Call, MemoryApi, MemoryServer
+from support.kube.memory import MemoryApi, MemoryServer
 
 SPACE = "team"
 KEY = "attempt.json"
@@ -132,7 +132,9 @@ class Registry:
         }
         return {"promotion": made, "runId": f"run-{len(self.runs)}"}
 
-    def close(self, job: ResolvedJob, storage: str, key: RunKey, *, complete: bool) -> dict[str, Any]:
+    def close(
+        self, job: ResolvedJob, storage: str, key: RunKey, *, complete: bool, attempts: tuple[int, int]
+    ) -> dict[str, Any]:
         self._check()
         self.runs[key] = "FINISHED" if complete else "FAILED"
         return {"runId": f"run-{len(self.runs)}"}
@@ -162,13 +164,14 @@ class World:
     ending: dict[str, int] = field(default_factory=dict)
     mounted: dict[str, Attempt] = field(default_factory=dict)
     """By RayJob; a pod keeps what it has mounted."""
+    space: str = SPACE
     on_node: Callable[[str, int], str] = lambda role, attempt: "node-1" if role == "head" else "node-2"
 
     def __post_init__(self) -> None:
         self.server = MemoryServer(clock=lambda: self.now)
-        self.api = MemoryApi(self.server, manager="world")
+        self.api: Api = MemoryApi(self.server, manager="world")
         if self.queue:
-            self.api.create(LOCAL_QUEUES, SPACE, {"metadata": {"name": self.queue}, "spec": {}})
+            self.create(LOCAL_QUEUES, {"metadata": {"name": self.queue}, "spec": {}})
 
     def config(self, **more: Any) -> OperatorConfig:
         profile = {
@@ -181,20 +184,36 @@ class World:
 
     def submit(self, name: str, spec: dict[str, Any], **metadata: Any) -> Object:
         body = {"apiVersion": "dinoctl.io/v1alpha1", "kind": "DinoJob", "metadata": {"name": name, **metadata}}
-        return self.api.create(DINOJOBS, SPACE, {**body, "spec": spec})
+        return self.create(DINOJOBS, {**body, "spec": spec})
+
+    def create(self, resource: Resource, body: Object) -> Object:
+        return self.api.create(
+            resource, self.space, {"apiVersion": resource.api_version, "kind": resource.kind, **body}
+        )
 
     def job(self, name: str) -> Object:
-        return self.api.get(DINOJOBS, SPACE, name)
+        return self.api.get(DINOJOBS, self.space, name)
 
     def edit(self, name: str, spec: dict[str, Any] | None = None, **annotations: str | None) -> None:
         notes = {f"{names.GROUP}/{key}": value for key, value in annotations.items()}
-        self.api.patch(DINOJOBS, SPACE, name, {"metadata": {"annotations": notes}, "spec": spec or {}})
+        self.api.patch(DINOJOBS, self.space, name, {"metadata": {"annotations": notes}, "spec": spec or {}})
 
     def state(self, name: str) -> str:
-        return str((self.server.objects[DINOJOBS, SPACE, name].get("status") or {}).get("state", ""))
+        return str((self.job(name).get("status") or {}).get("state", ""))
 
     def rayjobs(self) -> list[Object]:
-        return [body for key, body in sorted(self.server.objects.items(), key=lambda x: x[0][2]) if key[0] == RAYJOBS]
+        return sorted(self.objects(RAYJOBS), key=lambda body: str(body["metadata"]["name"]))
+
+    def objects(self, resource: Resource) -> list[Object]:
+        """All of a kind; of the server's own, so not to be changed."""
+        return [body for key, body in self.server.objects.items() if key[0] == resource]
+
+    def end_pod(self, name: str) -> None:
+        """Its processes have ended, and its kubelet says so."""
+        self.server.end_pod(self.space, name)
+
+    def stamp(self) -> str:
+        return self.server.stamp()
 
     def tick(self, seconds: float = 5.0) -> None:
         """A little time passes."""
@@ -220,11 +239,11 @@ class World:
 
     def preempt(self, name: str) -> None:
         """Kueue takes the machines of a RayJob."""
-        rayjob = self.api.get(RAYJOBS, SPACE, name)
-        self.api.patch(RAYJOBS, SPACE, name, {"spec": {"suspend": True}})
+        rayjob = self.api.get(RAYJOBS, self.space, name)
+        self.api.patch(RAYJOBS, self.space, name, {"spec": {"suspend": True}})
         self._status(rayjob, jobDeploymentStatus="Suspending", jobStatus="")
         for pod in self._pods(rayjob):
-            self.api.delete(PODS, SPACE, pod["metadata"]["name"])
+            self.api.delete(PODS, self.space, pod["metadata"]["name"])
 
     # -- KubeRay and Kueue --------------------------------------------------------------------------------------
 
@@ -239,34 +258,29 @@ class World:
             self._status(rayjob, jobDeploymentStatus="Suspended")
         elif state == "Suspended":
             if self.admit:
-                self.api.patch(RAYJOBS, SPACE, rayjob["metadata"]["name"], {"spec": {"suspend": False}})
+                self.api.patch(RAYJOBS, self.space, rayjob["metadata"]["name"], {"spec": {"suspend": False}})
                 self._status(rayjob, jobDeploymentStatus="")
         elif state == "":
             self._new(rayjob)
+        elif state == "Initializing" and rayjob["spec"].get("suspend"):
+            self._status(rayjob, jobDeploymentStatus="Suspending")
         elif state == "Initializing":
             self._status(rayjob, jobDeploymentStatus="Running", jobStatus="RUNNING")
         else:
             self._train(rayjob)
 
     def _new(self, rayjob: Object) -> None:
-        queued = names.QUEUE in rayjob["metadata"].get("labels", {})
-        if queued and not self._admitted(rayjob):
-            return
-        self._status(rayjob, jobDeploymentStatus="Initializing", startTime=self.server.stamp())
-        for role in ("head", "worker"):
-            self._pod(rayjob, role)
-
-    def _admitted(self, rayjob: Object) -> bool:
-        name, seen = rayjob["metadata"]["name"], "suspend" in rayjob["spec"]
-        if not seen:  # the webhook does this at creation
-            self.api.patch(RAYJOBS, SPACE, name, {"spec": {"suspend": True}})
+        """In a queue it is suspended by Kueue's webhook; KubeRay takes it for initializing all the same, at first,
+        and notes a start.
+        """
+        if names.QUEUE in rayjob["metadata"].get("labels", {}) and "suspend" not in rayjob["spec"]:
+            self.api.patch(RAYJOBS, self.space, rayjob["metadata"]["name"], {"spec": {"suspend": True}})
             self._workload(rayjob)
-            return False
-        if rayjob["spec"]["suspend"] and not self.admit:
-            return False
-        if rayjob["spec"]["suspend"]:
-            self.api.patch(RAYJOBS, SPACE, name, {"spec": {"suspend": False}})
-        return True
+            return
+        self._status(rayjob, jobDeploymentStatus="Initializing", startTime=self.stamp())
+        if not rayjob["spec"].get("suspend"):
+            for role in ("head", "worker"):
+                self._pod(rayjob, role)
 
     def _workload(self, rayjob: Object) -> None:
         name = rayjob["metadata"]["name"]
@@ -274,10 +288,10 @@ class World:
         text = "couldn't assign flavors to pod set workers: insufficient unused quota for nvidia.com/gpu"
         waits = {"type": "QuotaReserved", "status": "False", "reason": "Pending", "message": text}
         body = {"metadata": {"name": f"rayjob-{name}", "ownerReferences": [owner]}, "status": {"conditions": [waits]}}
-        self.api.create(WORKLOADS, SPACE, body)
+        self.create(WORKLOADS, body)
 
     def _status(self, rayjob: Object, **status: str) -> None:
-        self.api.patch(RAYJOBS, SPACE, rayjob["metadata"]["name"], {"status": status}, subresource="status")
+        self.api.patch(RAYJOBS, self.space, rayjob["metadata"]["name"], {"status": status}, subresource="status")
 
     def _pod(self, rayjob: Object, role: str) -> None:
         meta, labels = rayjob["metadata"], rayjob["metadata"]["labels"]
@@ -288,20 +302,23 @@ class World:
                 "labels": {**labels, names.ROLE: role},
                 "ownerReferences": [owner],
             },
-            "spec": {"nodeName": self.on_node(role, int(labels[names.ATTEMPT]))},
+            "spec": self.pod_spec(role, int(labels[names.ATTEMPT])),
             "status": {"phase": "Running"},
         }
-        self.api.create(PODS, SPACE, body)
+        self.create(PODS, body)
+
+    def pod_spec(self, role: str, attempt: int) -> dict[str, Any]:
+        return {"nodeName": self.on_node(role, attempt)}
 
     def _pods(self, rayjob: Object) -> list[Object]:
         uid = rayjob["metadata"]["uid"]
-        return [b for k, b in self.server.objects.items() if k[0] == PODS and _owned(b, uid)]
+        return [body for body in self.objects(PODS) if _owned(body, uid)]
 
     # -- workers ------------------------------------------------------------------------------------------------
 
     def attempt(self, name: str) -> Attempt:
         """As a pod reads it from its volume."""
-        return Attempt._parsed(json.loads(self.api.get(CONFIGMAPS, SPACE, name)["data"][KEY]))
+        return Attempt._parsed(json.loads(self.api.get(CONFIGMAPS, self.space, name)["data"][KEY]))
 
     def _train(self, rayjob: Object) -> None:
         name = rayjob["metadata"]["name"]
@@ -334,7 +351,7 @@ class World:
     def _end(self, rayjob: Object, deployment: str, job: str) -> None:
         self._status(rayjob, jobDeploymentStatus=deployment, jobStatus=job)
         for pod in self._pods(rayjob):
-            self.api.delete(PODS, SPACE, pod["metadata"]["name"], grace=0)
+            self.api.delete(PODS, self.space, pod["metadata"]["name"], grace=0)
 
     def _step(self, attempt: Attempt) -> int:
         head = Ledger(attempt.storage.child(CHECKPOINTS)).head(attempt.spec_hash)
@@ -354,7 +371,9 @@ class World:
         head = {"step": step, "at": self.now, "attempt": attempt.number}
         report = {"attempt": attempt.number, "step": step, "steps": 100, "at": self.now, "images_per_s": 10.0}
         report |= {"eta_s": 60.0, "checkpoint_step": step, "runId": "run-1", "head": head}
-        self.api.patch(CONFIGMAPS, SPACE, attempt.cluster.progress, {"data": {"progress.json": json.dumps(report)}})
+        self.api.patch(
+            CONFIGMAPS, self.space, attempt.cluster.progress, {"data": {"progress.json": json.dumps(report)}}
+        )
 
     def _finish(self, attempt: Attempt) -> None:
         proof = None
@@ -368,15 +387,16 @@ class World:
 
     def _kubelets(self) -> None:
         """Pods that are to go save, leave their outcome, and end."""
-        for key, pod in list(self.server.objects.items()):
-            if key[0] != PODS or "deletionTimestamp" not in pod["metadata"]:
+        for pod in self.objects(PODS):
+            name = pod["metadata"]["name"]
+            if "deletionTimestamp" not in pod["metadata"]:
                 continue
-            waited = self.ending[key[2]] = self.ending.get(key[2], 0) + 1
+            waited = self.ending[name] = self.ending.get(name, 0) + 1
             if waited <= self.saves:
                 continue
             if pod["metadata"]["labels"][names.ROLE] == "head":
                 self._save_on_stop(pod)
-            self.server.end_pod(key[1], key[2])
+            self.end_pod(name)
 
     def _save_on_stop(self, pod: Object) -> None:
         name = pod["metadata"]["ownerReferences"][0]["name"]
@@ -394,15 +414,3 @@ def _clone(body: Any) -> Any:
 
 def _owned(body: Object, uid: str) -> bool:
     return any(owner["uid"] == uid for owner in body["metadata"].get("ownerReferences", ()))
-
-
-class Faults:
-    """A hook that does something at the ``n``-th moment: two a request, before it and after it."""
-
-    def __init__(self, at: int, what: Callable[[Call], None]) -> None:
-        self.at, self.seen, self._what = at, 0, what
-
-    def __call__(self, call: Call) -> None:
-        self.seen += 1
-        if self.seen == self.at:
-            self._what(call)

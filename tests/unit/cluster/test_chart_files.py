@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from dinoctl.spec.profile import OperatorConfig
-from support.chart import CHART, CI, FROM_MODELS
+from support.chart import CHART, CI, FROM_MODELS, ROOT
 from support.chart_values import values_schema
 
 
@@ -35,7 +35,7 @@ def test_every_default_is_in_the_schema() -> None:
     assert {".".join(map(str, error.path)) for error in errors} == {"image.name", "operator.config.profiles"}
 
 
-def test_the_dashboard_asks_for_metrics_of_the_rules() -> None:
+def test_dashboard_and_rules_ask_for_metrics_that_there_are() -> None:
     board = json.loads((CHART / "dashboards" / "dinoctl.json").read_text(encoding="utf-8"))
     places = [(one["gridPos"]["x"], one["gridPos"]["y"]) for one in board["panels"]]
     assert len(set(places)) == len(places) == len({one["id"] for one in board["panels"]})
@@ -44,3 +44,5 @@ def test_the_dashboard_asks_for_metrics_of_the_rules() -> None:
     alarmed = set(re.findall(r"expr: .*?(dinoctl_[a-z_]+)", rules))
     assert alarmed
     assert alarmed <= asked
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "platform/dinoctl/cluster").glob("*.py"))
+    assert [name for name in asked if f'"{name.removesuffix("_bucket")}"' not in code] == []

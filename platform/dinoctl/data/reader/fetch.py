@@ -8,8 +8,8 @@ from google_crc32c import value as crc32c
 
 from dinoctl.data.dataset import Dataset
 from dinoctl.data.errors import DataError
-from dinoctl.data.reader.cache import DiskCache
 from dinoctl.data.reader.blocks import Body, Part
+from dinoctl.data.reader.cache import DiskCache
 from dinoctl.data.reader.plan import Piece
 from dinoctl.data.reader.ranges import Ranges
 

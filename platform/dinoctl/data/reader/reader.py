@@ -11,8 +11,6 @@ reader itself from going on is raised where somebody waits: a thread that ended 
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import random
 import threading
 import time
@@ -23,11 +21,12 @@ from dinoctl.data.dataset import Dataset
 from dinoctl.data.errors import ChangedError, DataError, StorageError
 from dinoctl.data.feistel import Ids
 from dinoctl.data.order import Order
+from dinoctl.data.reader.backlog import Backlog
 from dinoctl.data.reader.blocks import Part
 from dinoctl.data.reader.cache import DiskCache
 from dinoctl.data.reader.counts import ReadCounts
 from dinoctl.data.reader.fetch import Fetch, Result, Wire
-from dinoctl.data.reader.plan import Piece, pieces
+from dinoctl.data.reader.plan import Piece, most_bytes_of, pieces
 from dinoctl.data.reader.window import Lateness, TokenBucket, Window
 from dinoctl.data.s3_client import PATIENCE_S
 from dinoctl.spec.sources import Reading
@@ -70,7 +69,7 @@ class Reader:
         remote = {source: self._datasets[source] for source in self._ranges}
         self._cache = DiskCache(reading.cache.path, reading.cache.bytes, remote) if reading.cache else None
         self._memory = int(reading.memory * share[0])
-        self._piece_bytes = max(self._memory // max(len(lanes), 1), 1)
+        self._piece_bytes = most_bytes_of(self._memory, len(lanes))
         self._bucket = TokenBucket(reading.requests_per_second * share[1])
         mean = int(max((self._datasets[i].info.mean_bytes for i in self._ranges), default=0)) + 1
         self._window = Window(_WINDOW * mean, min(_LEAST * mean, self._piece_bytes), self._memory // 2)
@@ -163,10 +162,7 @@ class Reader:
         self._plan = None
         self._next: Piece | None = None
         self._planned: dict[tuple[int, int], deque[Fetch]] = {}
-        self._queue: deque[Fetch] = deque()
-        self._delayed: list[tuple[float, int, Fetch]] = []
-        self._running: dict[Fetch, None] = {}  # those asked for in that order, those that wait for a token anywhere
-        self._number = itertools.count()
+        self._backlog = Backlog()
         self._flying = self._owed = self._open = 0
         self._starving = self._full = False
         self._wanted: Fetch | None = None
@@ -208,7 +204,7 @@ class Reader:
 
     def _room(self, count: int) -> bool:
         window = self._window.size
-        if len(self._queue) + len(self._running) >= THREADS:
+        if len(self._backlog) >= THREADS:
             return False
         if self._flying + count > window:
             self._full = True
@@ -217,8 +213,8 @@ class Reader:
 
     def _enqueue(self, fetch: Fetch) -> None:
         self._flying += fetch.piece.bytes
-        self._queue.append(fetch)
-        if len(self._queue) <= self._idle:
+        self._backlog.add(fetch)
+        if self._backlog.queued <= self._idle:
             self._work.notify()
         elif self._threads < THREADS:
             self._start_thread()
@@ -258,27 +254,25 @@ class Reader:
             time.sleep(pause)
         with self._lock:
             fetch.asks(time.monotonic(), pause)
-            if fetch in self._running:  # else it was done meanwhile, or given up
-                self._running[fetch] = self._running.pop(fetch)
+            self._backlog.asked(fetch)
         self._try(fetch, wire)
         return True
 
     def _get_work(self) -> Fetch | None:
         while not self._closed:
             now = time.monotonic()
-            while self._delayed and self._delayed[0][0] <= now:
-                self._enqueue(heapq.heappop(self._delayed)[2])
-            fetch = self._queue.popleft() if self._queue else self._late(now)
+            while (due := self._backlog.due(now)) is not None:
+                self._enqueue(due)
+            fetch = self._backlog.next() or self._late(now)
             if fetch is not None:
                 fetch.active += 1
-                self._running[fetch] = None
                 return fetch
             self._idle += 1
             if self._watched:
                 self._work.wait()
             else:  # one of the idle threads looks at the clock for all
                 self._watched = True
-                self._work.wait(self._until_due(now))
+                self._work.wait(self._backlog.until_due(now, self._lateness.limit))
                 self._watched = False
             self._idle -= 1
         return None
@@ -288,23 +282,11 @@ class Reader:
         limit = self._lateness.limit
         if limit is None or self._hedges > _HEDGES * self._counts.requests:
             return None
-        for fetch in self._running:
-            if fetch.asked is None:
-                continue
-            if now - fetch.asked < limit:
-                return None
-            if not fetch.hedged:
-                fetch.hedged = True
-                self._hedges += 1
-                return fetch
-        return None
-
-    def _until_due(self, now: float) -> float | None:
-        due = [self._delayed[0][0]] if self._delayed else []
-        if self._lateness.limit is not None:
-            asked = [fetch.asked for fetch in self._running if fetch.asked is not None and not fetch.hedged]
-            due += [at + self._lateness.limit for at in asked[:1]]
-        return max(min(due) - now, 0.001) if due else 1.0
+        fetch = self._backlog.late(now, limit)
+        if fetch is not None:
+            fetch.hedged = True
+            self._hedges += 1
+        return fetch
 
     def _try(self, fetch: Fetch, wire: Wire) -> None:
         began = time.monotonic()
@@ -335,7 +317,7 @@ class Reader:
         fetch.results = results
         if self._wanted is fetch:
             self._arrived.notify_all()
-        if self._running.pop(fetch, fetch) is None:  # else it belongs to a plan that was given up
+        if self._backlog.end(fetch):
             self._flying -= fetch.piece.bytes
             self._pump()
 
@@ -353,9 +335,8 @@ class Reader:
             if not isinstance(error, DataError | StorageError):
                 said = ranges.explain(error, fetch.piece.extent.path)
             self._done(fetch, [said] * len(fetch.piece.extent.lengths))
-        elif self._running.pop(fetch, fetch) is None:
+        elif self._backlog.end(fetch):
             self._flying -= fetch.piece.bytes
             self._counts = self._counts._replace(retries=self._counts.retries + 1)
-            fetch.hedged, fetch.asked = False, None
-            heapq.heappush(self._delayed, (now + wait, next(self._number), fetch))
+            self._backlog.delay(fetch, now + wait)
             self._work.notify()
