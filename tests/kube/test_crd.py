@@ -1,6 +1,7 @@
 """What the real API server makes of the CustomResourceDefinition: it agrees with the models wherever it can speak."""
 
 import json
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,10 @@ def answer(client: HttpApi, place: str, document: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document["metadata"]["name"])
-def test_every_shipped_document_is_taken_as_it_is(client: HttpApi, namespace: str, document: dict[str, Any]) -> None:
-    assert client.apply(DINOJOBS, namespace, document)["spec"] == document["spec"]
-    client.delete(DINOJOBS, namespace, document["metadata"]["name"])
-    assert client.create(DINOJOBS, namespace, document)["spec"] == document["spec"]
+def test_every_shipped_document_is_taken_as_it_is(client: HttpApi, place: str, document: dict[str, Any]) -> None:
+    assert client.apply(DINOJOBS, place, document)["spec"] == document["spec"]
+    client.delete(DINOJOBS, place, document["metadata"]["name"])
+    assert client.create(DINOJOBS, place, document)["spec"] == document["spec"]
 
 
 @pytest.mark.parametrize("document", GOOD, ids=json.dumps)
@@ -232,62 +233,63 @@ NEVER = [
 ]
 
 
-def begun(client: HttpApi, namespace: str, status: dict[str, Any], **spec: Any) -> None:
-    client.create(DINOJOBS, namespace, job({**BASE, **spec}))
-    client.patch(DINOJOBS, namespace, "a", {"status": status}, subresource="status")
+class Begun:
+    """A job on the server, with a status."""
 
+    def __init__(self, client: HttpApi, place: str, status: dict[str, Any], **spec: Any) -> None:
+        self.client, self.place, self.name = client, place, f"j{secrets.token_hex(5)}"
+        client.create(DINOJOBS, place, job({**BASE, **spec}, metadata={"name": self.name}))
+        client.patch(DINOJOBS, place, self.name, {"status": status}, subresource="status")
 
-def refused(client: HttpApi, namespace: str, change: dict[str, Any]) -> str:
-    try:
-        client.patch(DINOJOBS, namespace, "a", {"spec": change})
-    except Invalid as error:
-        return error.message
-    return ""
+    def refused(self, change: dict[str, Any]) -> str:
+        try:
+            self.client.patch(DINOJOBS, self.place, self.name, {"spec": change})
+        except Invalid as error:
+            return error.message
+        return ""
 
 
 FROZEN = "cannot change once the job has started"
 
 
 @pytest.mark.parametrize("change", [*ALWAYS, *HELD, *NEVER], ids=json.dumps)
-def test_before_the_start_everything_may_change(client: HttpApi, namespace: str, change: dict[str, Any]) -> None:
-    begun(client, namespace, {"state": "Waiting"})
-    assert refused(client, namespace, change) == ""
+def test_before_the_start_everything_may_change(client: HttpApi, place: str, change: dict[str, Any]) -> None:
+    begun = Begun(client, place, {"state": "Waiting"})
+    assert begun.refused(change) == ""
 
 
 @pytest.mark.parametrize("change", ALWAYS, ids=json.dumps)
-def test_wishes_may_always_change(client: HttpApi, namespace: str, change: dict[str, Any]) -> None:
-    begun(client, namespace, STARTED)
-    assert refused(client, namespace, change) == ""
+def test_wishes_may_always_change(client: HttpApi, place: str, change: dict[str, Any]) -> None:
+    begun = Begun(client, place, STARTED)
+    assert begun.refused(change) == ""
 
 
 @pytest.mark.parametrize("change", HELD, ids=json.dumps)
-def test_its_size_may_change_while_it_is_suspended(client: HttpApi, namespace: str, change: dict[str, Any]) -> None:
-    begun(client, namespace, STARTED)
-    assert FROZEN in refused(client, namespace, change)
-    assert FROZEN in refused(client, namespace, {**change, "suspend": True}), "it has to be suspended before"
-    assert refused(client, namespace, {"suspend": True}) == ""
-    assert refused(client, namespace, change) == ""
+def test_its_size_may_change_while_it_is_suspended(client: HttpApi, place: str, change: dict[str, Any]) -> None:
+    begun = Begun(client, place, STARTED)
+    assert FROZEN in begun.refused(change)
+    assert FROZEN in begun.refused({**change, "suspend": True}), "it has to be suspended before"
+    assert begun.refused({"suspend": True}) == ""
+    assert begun.refused(change) == ""
 
 
 @pytest.mark.parametrize("change", NEVER, ids=json.dumps)
 @pytest.mark.parametrize("suspend", [False, True], ids=["running", "suspended"])
-def test_what_the_job_is_never_changes(client: HttpApi, namespace: str, suspend: bool, change: dict[str, Any]) -> None:
-    begun(client, namespace, STARTED, suspend=suspend)
-    assert FROZEN in refused(client, namespace, change)
+def test_what_the_job_is_never_changes(client: HttpApi, place: str, suspend: bool, change: dict[str, Any]) -> None:
+    begun = Begun(client, place, STARTED, suspend=suspend)
+    assert FROZEN in begun.refused(change)
 
 
 @pytest.mark.parametrize("state", ["Complete", "Failed", "Cancelled"])
-def test_of_a_job_that_has_ended_everything_may_change_for_a_restart(
-    client: HttpApi, namespace: str, state: str
-) -> None:
-    begun(client, namespace, {"attempt": 3, "state": state})
+def test_of_a_job_that_has_ended_everything_may_change_for_a_restart(client: HttpApi, place: str, state: str) -> None:
+    begun = Begun(client, place, {"attempt": 3, "state": state})
     for change in ({"pretrain": {"steps": 101}}, {"compute": {"workers": 8}}, {"storage": "s3://b/y"}):
-        assert refused(client, namespace, change) == ""
+        assert begun.refused(change) == ""
 
 
-def test_the_same_document_again_is_no_change(client: HttpApi, namespace: str) -> None:
-    begun(client, namespace, STARTED)
-    assert answer(client, namespace, job(BASE)) == ""
+def test_the_same_document_again_is_no_change(client: HttpApi, place: str) -> None:
+    begun = Begun(client, place, STARTED)
+    assert answer(client, place, job(BASE, metadata={"name": begun.name})) == ""
 
 
 STATUS = {
@@ -334,11 +336,11 @@ STATUS = {
 def test_every_field_of_the_status_survives_and_the_columns_show_it(
     api: ApiServer, client: HttpApi, namespace: str
 ) -> None:
-    begun(client, namespace, STATUS)
-    assert client.get(DINOJOBS, namespace, "a")["status"] == STATUS
+    begun = Begun(client, namespace, STATUS)
+    assert client.get(DINOJOBS, namespace, begun.name)["status"] == STATUS
     head, line = api.kubectl("get", "dj", "-n", namespace).splitlines()
     assert head.split() == ["NAME", "STAGE", "STATE", "QUEUE", "WORKERS", "STEP", "ETA", "AGE"]
-    assert line.split()[:-1] == ["a", "pretrain", "Running", "vision", "256", "120", "3h12m"]
+    assert line.split()[:-1] == [begun.name, "pretrain", "Running", "vision", "256", "120", "3h12m"]
     head, line = api.kubectl("get", "dinoctl", "-n", namespace, "-o", "wide").splitlines()
     assert head.split() == [
         *("NAME", "STAGE", "STATE", "QUEUE", "WORKERS", "STEP", "ETA", "AGE"),

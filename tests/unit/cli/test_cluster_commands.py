@@ -66,6 +66,26 @@ def test_status_for_scripts(desk: Desk) -> None:
     assert "- name: vitg\n  namespace: team\n" in said.out
 
 
+def test_a_watched_status_shows_what_changes_and_what_comes(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    submitted(desk, **RUNNING)
+    looks: list[str] = []
+
+    def look(seconds: float) -> None:
+        """Between two looks something happens; after the last one, Ctrl-C."""
+        looks.append("look")
+        if len(looks) == 3:
+            raise KeyboardInterrupt
+        if len(looks) == 1:
+            desk.status("vitg", **{**RUNNING, "step": 121})
+        else:
+            submitted(desk, "new")
+
+    monkeypatch.setattr("dinoctl.cli.remote.commands.time.sleep", look)
+    said = desk.run("status", "-w", *NS)
+    assert said.code == 130
+    assert ("120/1000" in said.out, "121/1000" in said.out, "new" in said.out) == (True, True, True)
+
+
 def test_status_of_a_namespace_without_jobs_says_so(desk: Desk) -> None:
     said = desk.run("status", *NS)
     assert (said.code, said.err) == (2, "error: no jobs in namespace team; dinoctl submit FILE starts some\n")

@@ -107,7 +107,7 @@ def _looks(cluster: Cluster, *, watch: bool) -> Iterator[None]:
     if not watch:
         yield
         return
-    for _ in changes(cluster, [job["metadata"]["name"] for job in cluster.jobs()]):
+    for _ in changes(cluster):
         yield
         time.sleep(2)
 

@@ -16,14 +16,14 @@ _AGAIN_S = 2.0
 _PATIENCE_S = 600.0
 
 
-def changes(cluster: Cluster, names: Sequence[str]) -> Iterator[dict[str, Object | None]]:
-    """The jobs of these names now, and again after every change; None for one that is gone. A watch that breaks is
-    begun again; so is one to a server that is away, for ten minutes.
+def changes(cluster: Cluster, names: Sequence[str] | None = None) -> Iterator[dict[str, Object | None]]:
+    """The jobs of these names (or all) now, and again after every change; None for one that is gone. A watch that
+    breaks is begun again; so is one to a server that is away, for ten minutes.
     """
     away: float | None = None
     while True:
         try:
-            for found in _watched(cluster, set(names)):
+            for found in _watched(cluster, names):
                 away = None
                 yield found
         except Gone:
@@ -38,15 +38,18 @@ def changes(cluster: Cluster, names: Sequence[str]) -> Iterator[dict[str, Object
             time.sleep(_AGAIN_S)
 
 
-def _watched(cluster: Cluster, names: set[str]) -> Iterator[dict[str, Object | None]]:
+def _watched(cluster: Cluster, names: Sequence[str] | None) -> Iterator[dict[str, Object | None]]:
+    def wanted(name: str) -> bool:
+        return names is None or name in names
+
     with told():
         found, since = cluster.api.list(DINOJOBS, cluster.namespace)
-        jobs: dict[str, Object | None] = dict.fromkeys(names)
-        jobs.update({job["metadata"]["name"]: job for job in found if job["metadata"]["name"] in names})
+        jobs: dict[str, Object | None] = dict.fromkeys(names or ())
+        jobs.update({job["metadata"]["name"]: job for job in found if wanted(job["metadata"]["name"])})
         yield dict(jobs)
         for kind, body in cluster.api.watch(DINOJOBS, cluster.namespace, since=since):
-            name = body["metadata"].get("name")
-            if kind != "BOOKMARK" and name in names:
+            name = body["metadata"].get("name", "")
+            if kind != "BOOKMARK" and wanted(name):
                 jobs[name] = None if kind == "DELETED" else body
                 yield dict(jobs)
 
