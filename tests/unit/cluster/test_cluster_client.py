@@ -286,7 +286,7 @@ def test_no_way_to_a_cluster(tmp_path, monkeypatch) -> None:
     (tmp_path / "broken").write_text("a: [")
     with pytest.raises(EnvironmentProblem):
         connect(kubeconfig=tmp_path / "broken")
-    monkeypatch.setattr(connecting, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     with pytest.raises(EnvironmentProblem):
         connect()
 
@@ -309,7 +309,7 @@ def test_an_exec_plugin_gives_the_token(script, tmp_path) -> None:
 def test_in_a_pod_its_own_account(tmp_path, monkeypatch) -> None:
     for name, text in (("token", "pod-token"), ("ca.crt", "ca"), ("namespace", "inside")):
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(connecting, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     monkeypatch.setattr(connecting, "_NAMESPACE", tmp_path / "namespace")
     monkeypatch.setattr("kubernetes.config.incluster_config.SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
     monkeypatch.setattr("kubernetes.config.incluster_config.SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
