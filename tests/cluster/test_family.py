@@ -210,7 +210,7 @@ def test_a_family_is_trained_and_promoted_whatever_happens_to_its_machines(relea
 def _urgent(namespace: str) -> dict[str, Any]:
     labels = {f"{_KUEUE}/queue-name": "queue", f"{_KUEUE}/priority-class": "urgent"}
     spec = {
-        **pod_spec("main", "500m", command=["python", "-c", "import time; time.sleep(5)"]),
+        **pod_spec("main", "1", command=["python", "-c", "import time; time.sleep(5)"]),
         "restartPolicy": "Never",
     }
     return {

@@ -36,6 +36,21 @@ print("driver", socket.gethostname(), "task", ray.get(task.remote()))
 """
 
 
+_CLIENT = """
+import pathlib, ssl, sys, urllib.error, urllib.request
+mounted = pathlib.Path("/var/run/secrets/kubernetes.io/serviceaccount")
+namespace = (mounted / "namespace").read_text()
+context = ssl.create_default_context(cafile=mounted / "ca.crt")
+for kind in ("configmaps", "secrets"):
+    url = f"https://kubernetes.default.svc/api/v1/namespaces/{namespace}/{kind}"
+    headers = {"Authorization": "Bearer " + (mounted / "token").read_text()}
+    try:
+        print(kind, urllib.request.urlopen(urllib.request.Request(url, headers=headers), context=context).status)
+    except urllib.error.HTTPError as error:
+        print(kind, error.code)
+"""
+
+
 def _phase(kube: Cluster, namespace: str, name: str, limit_s: float = 180) -> str:
     deadline = time.monotonic() + limit_s
     while True:
@@ -61,6 +76,17 @@ def test_the_command_line_runs_in_a_pod(kube: Cluster, namespace: str) -> None:
     kube.apply(pod(namespace, "help", ["dinoctl", "--help"]))
     assert _phase(kube, namespace, "help") == "Succeeded"
     assert "validate" in kube.kubectl("logs", "help", "-n", namespace)
+
+
+def test_a_pod_reaches_the_api_server_with_the_rights_of_its_account(kube: Cluster, namespace: str) -> None:
+    kube.kubectl("create", "serviceaccount", "reader", "-n", namespace)
+    kube.kubectl("create", "role", "reader", "--verb=list", "--resource=configmaps", "-n", namespace)
+    subject = f"--serviceaccount={namespace}:reader"
+    kube.kubectl("create", "rolebinding", "reader", "--role=reader", subject, "-n", namespace)
+    kube.apply(pod(namespace, "client", ["python", "-c", _CLIENT], account="reader"))
+    phase = _phase(kube, namespace, "client")
+    output = kube.kubectl("logs", "client", "-n", namespace)
+    assert (phase, output.split()) == ("Succeeded", ["configmaps", "200", "secrets", "403"]), output
 
 
 def test_mlflow_is_reached_from_here(kube: Cluster) -> None:

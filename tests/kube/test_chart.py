@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from support.chart import CHART, CI, MANIFESTS, ChartError, helm, manifests, template
-from support.kube.apiserver import ApiServer
+from support.kube.apiserver import ApiServer, api_server
 from support.kube.tools import TOOLS
 from support.rendering import PROFILES, attempt, jobs, rendered
 
@@ -77,12 +77,6 @@ def test_another_configuration_rolls_the_pods() -> None:
     assert checksum(SMALL) != checksum(SMALL, "operator.config.workers=4")
 
 
-@pytest.fixture(scope="module")
-def crds(api: ApiServer) -> None:
-    """Of DinoJob."""
-    api.apply_crds(CHART.parents[1] / "manifests" / "crd.yaml")
-
-
 _NOT_SERVED = ("ServiceMonitor", "PrometheusRule")
 
 
@@ -130,10 +124,17 @@ class Release:
         return helm(HELM, *arguments, "--namespace", self.namespace, environment=environment)
 
 
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory, programs: None) -> Iterator[ApiServer]:
+    """Another server, since the definition of DinoJob comes and goes with a release."""
+    with api_server(tmp_path_factory.mktemp("release"), controllers=True) as server:
+        yield server
+
+
 @pytest.fixture
-def release(api: ApiServer, namespace: str) -> Iterator[Release]:
-    yield Release(api, namespace)
-    api.kubectl("delete", "crd", "dinojobs.dinoctl.io", "--ignore-not-found", "--timeout=60s")
+def release(own: ApiServer) -> Iterator[Release]:
+    yield Release(own, own.namespace())
+    own.kubectl("delete", "crd", "dinojobs.dinoctl.io", "--ignore-not-found", "--timeout=60s")
 
 
 def _running_job(api: ApiServer, namespace: str) -> list[tuple[str, str]]:
@@ -156,9 +157,8 @@ def _versions(api: ApiServer, namespace: str, objects: list[tuple[str, str]]) ->
     return [(one["uid"], one["resourceVersion"]) for one in found]
 
 
-def test_install_upgrade_rollback_uninstall_beside_a_running_job(api: ApiServer, release: Release) -> None:
-    where = release.namespace
-    api.kubectl("delete", "crd", "dinojobs.dinoctl.io", "--ignore-not-found", "--timeout=60s")
+def test_install_upgrade_rollback_uninstall_beside_a_running_job(own: ApiServer, release: Release) -> None:
+    api, where = own, release.namespace
     release("install", "dinoctl", str(CHART), "-f", str(SMALL))
     api.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd/dinojobs.dinoctl.io")
     objects = _running_job(api, where)
@@ -179,7 +179,8 @@ def test_install_upgrade_rollback_uninstall_beside_a_running_job(api: ApiServer,
     assert _versions(api, where, objects) == before
 
 
-def test_an_upgrade_brings_the_definition_too(api: ApiServer, release: Release) -> None:
+def test_an_upgrade_brings_the_definition_too(own: ApiServer, release: Release) -> None:
+    api = own
     release("install", "dinoctl", str(CHART), "-f", str(SMALL))
     patch = '[{"op": "remove", "path": "/spec/versions/0/additionalPrinterColumns"}]'
     api.kubectl("patch", "crd", "dinojobs.dinoctl.io", "--type=json", "-p", patch)

@@ -37,9 +37,7 @@ class RealWorld(World):
 
     def __post_init__(self) -> None:
         if self.queue:
-            self.api.create(
-                LOCAL_QUEUES, self.space, {"metadata": {"name": self.queue}, "spec": {"clusterQueue": "all"}}
-            )
+            self.create(LOCAL_QUEUES, {"metadata": {"name": self.queue}, "spec": {"clusterQueue": "all"}})
 
     def objects(self, resource: Resource) -> list[Object]:
         return self.api.list(resource, self.space)[0]
@@ -81,7 +79,7 @@ class Running:
             namespace=world.space,
             identity=name,
             metrics=Metrics(),
-            terms=Terms(duration=3.0, renew_deadline=2.0, retry=0.3),
+            terms=Terms(duration=12.0, renew_deadline=9.0, retry=1.0),
         )
         self._thread = threading.Thread(target=self.operator.run, args=(self._stop,), daemon=True)
         self._thread.start()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from support.chart import CI, template
+from support.chart import CI, ROOT, template
 from support.kube.access import KubectlFailed
 from support.kube.apiserver import ApiServer
 from support.kube.tools import TOOLS
@@ -75,6 +75,7 @@ def _refused(api: ApiServer, who: Path, *arguments: str, document: dict[str, Any
 @pytest.fixture(scope="module")
 def watched(api: ApiServer) -> tuple[str, str]:
     """The operator's namespace, and one that it watches; the chart's roles are in both."""
+    api.apply_crds(ROOT / "manifests" / "crd.yaml")
     own, jobs_ = api.namespace(), api.namespace()
     text = template(TOOLS["helm"].path, CI / "small.yaml", f"operator.config.namespaces={{{jobs_}}}", namespace=own)
     made = [one for one in yaml.safe_load_all(text) if one]

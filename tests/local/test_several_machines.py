@@ -2,10 +2,8 @@
 machines are taken away, the job goes on and ends. What others see of it meanwhile: outcome, output, progress, metrics.
 """
 
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,10 +21,11 @@ from dinoctl.handover.attempts import AttemptStore
 from dinoctl.handover.ledger import CHECKPOINTS, Ledger
 from dinoctl.handover.output import read_output
 from dinoctl.handover.runs import run_key
+from dinoctl.handover.spools import ship_kept
 from dinoctl.spec.load import load
 from dinoctl.spec.pin import pin
 from dinoctl.spec.resolve import resolve
-from support import configmap_server, mlflow_server
+from support import configmap_server
 from support.configmap_server import ConfigMap
 from support.pods import VOLUME, Pod, pods
 from support.runs import PACK, TRAIN
@@ -49,7 +48,6 @@ class Site:
     head: Pod
     workers: list[Pod]
     ray: str
-    mlflow_port: int
     drivers: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
     def attempt(self, name: str, number: int, tracking: str) -> Path:
@@ -66,7 +64,7 @@ class Site:
             scratch=volume / "attempt",
             spool=volume / "spool",
             tracking_uri=tracking,
-            cluster=Cluster("vision", "1f-2e", "train-progress", f"{job.spec_hash}/life", 1, ("TEAM_NOTE",)),
+            cluster=Cluster("vision", "1f-2e", "train-progress", "a-life", 1, ("TEAM_NOTE",)),
         )
         path = self.root / f"{name}-{number}.json"
         made.write(path)
@@ -109,19 +107,13 @@ def site(tmp_path: Path, s3: str, s3_server: object) -> Iterator[Site]:
     with configmap_server.serve(tmp_path / "credentials", "vision", "train-progress") as progress:
         environment |= progress.environment
         with pods(tmp_path, progress.credentials, environment, workers=2) as (head, workers, ray):
-            made = Site(tmp_path, s3, progress, head, workers, ray, free_port())
+            made = Site(tmp_path, s3, progress, head, workers, ray)
             yield made
             for driver in made.drivers:
                 if driver.poll() is None:
                     for process in [*psutil.Process(driver.pid).children(recursive=True), psutil.Process(driver.pid)]:
                         process.kill()
                 driver.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def ended(driver: "subprocess.Popen[bytes]", code: int, path: Path) -> None:
@@ -153,10 +145,11 @@ def test_killed_begun_again_preempted_and_done(site: Site, tmp_path: Path) -> No
 
     killed_rank(site, nowhere)
     begun_again(site)
-    with mlflow_server.serve(tmp_path / "mlflow", site.mlflow_port) as tracking:
-        stopped = preempted(site, tracking)
-        done(site, tracking, stopped)
-        every_point_once(site, tracking)
+    tracking = f"sqlite:///{tmp_path}/mlflow/mlflow.db"
+    run_key("vision", "train", "a-life").ensure(tracking)  # making the store's tables takes seconds
+    stopped = preempted(site, tracking)
+    done(site, tracking, stopped)
+    every_point_once(site, tracking)
     assert [said["attempt"] for _, said in site.progress.patches] == sorted(
         said["attempt"] for _, said in site.progress.patches
     )
@@ -241,9 +234,9 @@ def every_point_once(site: Site, tracking: str) -> None:
     """In MLflow: of three attempts on new disks, the first of which ran while it was down."""
     from dinoctl.tracking.client import connect
 
-    document = json.loads((site.root / "train-3.json").read_text())
-    run = run_key("vision", "train", document["cluster"]["runLife"]).ensure(tracking)
+    run = run_key("vision", "train", "a-life").ensure(tracking)
     assert run == site.progress.said["runId"]
+    assert ship_kept(tracking, run, open_storage(f"{site.bucket}/train"), 1, 3).complete
     client = connect(tracking)
     steps = Counter(metric.step for metric in client.get_metric_history(run, "loss"))
     assert set(steps.values()) == {1}, "no point twice"

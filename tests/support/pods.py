@@ -72,10 +72,12 @@ def pods(
     head_options = ["--head", f"--port={port}", "--num-cpus=0", f"--temp-dir={VOLUME}/ray", "--include-dashboard=false"]
     made = [_start("head", HEAD, head_options, log, credentials, environment)]
     try:
-        _wait(port, made[0], log)
+        _wait(made[0], log)
         for number in range(workers):
             options = [f"--address={HEAD}:{port}", "--num-cpus=1", '--resources={"rank": 1}']
             made.append(_start(f"worker-{number}", f"127.0.0.{number + 10}", options, log, credentials, environment))
+        for pod in made[1:]:
+            _wait(pod, log)
         yield made[0], made[1:], f"{HEAD}:{port}"
     finally:
         for pod in reversed(made):
@@ -99,16 +101,13 @@ def _start(
     return Pod(name, process, own)
 
 
-def _wait(port: int, pod: Pod, log: Path) -> None:
-    deadline = time.monotonic() + _START_S
-    while True:
-        try:
-            with socket.create_connection((HEAD, port), 1):
-                return
-        except OSError:
-            if pod.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"Ray did not start: {(log / 'head.log').read_text()}") from None
-            time.sleep(0.1)
+def _wait(pod: Pod, log: Path) -> None:
+    """Until its Ray runs."""
+    said, deadline = log / f"{pod.name}.log", time.monotonic() + _START_S
+    while "Ray runtime started" not in said.read_text(errors="replace"):
+        if pod.process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"Ray did not start on {pod.name}: {said.read_text(errors='replace')}")
+        time.sleep(0.1)
 
 
 def _free_port() -> int:

@@ -47,7 +47,7 @@ Fingerprint = tuple[Any, ...]
 class Memo:
     """The latest readings: resolving costs milliseconds, and most looks find the same document."""
 
-    def __init__(self, size: int = 2048) -> None:
+    def __init__(self, size: int = 512) -> None:
         self._size, self._lock = size, threading.Lock()
         self._held: OrderedDict[Fingerprint, Reading] = OrderedDict()
 
@@ -130,7 +130,7 @@ class Documents:
         if own:
             raise SpecError(own)
         known = {} if cycle else {name: job for name in parents(loaded) if (job := self._parent(name)) is not None}
-        return resolve_one(loaded, known)
+        return replace(resolve_one(loaded, known), origins={})  # nobody asks an operator for them, and they are large
 
     def _parent(self, name: str) -> ResolvedJob | None:
         """As it runs, or would run; None when it is not there, or has a problem of its own."""

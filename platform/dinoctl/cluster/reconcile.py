@@ -28,6 +28,7 @@ from dinoctl.cluster.round import Round, Tools
 from dinoctl.cluster.snapshot import Snapshot, read_snapshot
 from dinoctl.cluster.tracking_child import Tracking
 from dinoctl.cluster.view import View
+from dinoctl.lifecycle import Cause
 from dinoctl.spec import names
 from dinoctl.spec.profile import OperatorConfig
 
@@ -38,7 +39,7 @@ class Counters(Protocol):
     """What is counted of the work on jobs."""
 
     def attempt_ended(self, cause: str) -> None:
-        """An attempt has ended, and why."""
+        """An attempt has ended, and why; "" as cause: well."""
 
 
 class Reconciler:
@@ -130,7 +131,8 @@ class Reconciler:
     def _count(self, before: Record, after: Record) -> None:
         if self._metrics is not None:
             for attempt in ended(before, after):
-                self._metrics.attempt_ended(str(attempt.cause))
+                well = attempt.cause is Cause.SUCCEEDED
+                self._metrics.attempt_ended("" if well else str(attempt.cause))
 
     def _documents(self, namespace: str) -> Documents:
         return Documents(lambda name: self._view.jobs.get(namespace, name), self._snapshots.begun, self._memo)

@@ -267,8 +267,13 @@ class Round:
                 Happening("RunLeftOpen", "the MLflow run is left open: its document or profile is gone", warning=True)
             )
             return True
+        status = self.record.status
+        assert status is not None  # noqa: S101 - an attempt was made
+        first, last = status.first_attempt, status.next_attempt - 1
         try:
-            made = self._server().close(job, self.record.storage, self._key(), complete=complete)
+            made = self._server().close(
+                job, self.record.storage, self._key(), complete=complete, attempts=(first, last)
+            )
         except TrackingProblem as error:
             self._say(Happening("TrackingUnavailable", str(error), warning=True))
             return False

@@ -11,12 +11,15 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from dinoctl.data.storage import open_storage
+from dinoctl.data.storage import Storage, open_storage
 from dinoctl.handover import promotion
 from dinoctl.handover.judgement import Champions
 from dinoctl.handover.runs import RunKey
+from dinoctl.handover.spools import fetch_spools
 from dinoctl.spec.errors import EnvironmentProblem, redacted
 from dinoctl.spec.job import JobSpec
 from dinoctl.spec.resolve import ResolvedJob
@@ -46,10 +49,12 @@ class Tracking:
         """Registers the output: ``promotion`` (fields, None where there is nothing) and ``runId``."""
         return self._ask({"do": "promote", "job": _plain(job), "storage": storage, "key": asdict(key)})
 
-    def close(self, job: ResolvedJob, storage: str, key: RunKey, *, complete: bool) -> Mapping[str, Any]:
-        """Ends the run: ``runId``."""
+    def close(
+        self, job: ResolvedJob, storage: str, key: RunKey, *, complete: bool, attempts: tuple[int, int]
+    ) -> Mapping[str, Any]:
+        """Sends what metrics of the life's attempts (first, last) are left, and ends the run: ``runId``."""
         what = {"do": "close", "job": _plain(job), "storage": storage, "key": asdict(key), "complete": complete}
-        return self._ask(what)
+        return self._ask({**what, "attempts": attempts})
 
     def _ask(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         text = json.dumps({**request, "uri": self.uri})
@@ -97,8 +102,20 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     if request["do"] == "promote":
         made = promotion.promote(uri, job, storage, run_id, promotion.champions(uri, job))
         return {"promotion": made, "runId": run_id}
+    _ship(uri, run_id, storage, *request["attempts"])
     promotion.close(uri, job, storage, run_id, complete=request["complete"])
     return {"runId": run_id}
+
+
+def _ship(uri: str, run_id: str, storage: Storage, first: int, last: int) -> None:
+    """Points that MLflow never took, because it was down when their attempt ended."""
+    from dinoctl.tracking.client import connect
+    from dinoctl.tracking.shipper import Shipper
+
+    with TemporaryDirectory(prefix="dinoctl-spool-") as folder:
+        spool = Path(folder)
+        fetch_spools(storage, spool, first, last)
+        Shipper(spool, lambda: connect(uri), run_id, spool / "shipped.json").ship(final=True)
 
 
 def main() -> int:

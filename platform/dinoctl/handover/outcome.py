@@ -72,11 +72,19 @@ def _classify(attempt: int, error: BaseException) -> Outcome:
         place = f" ({error.filename})" if error.filename else ""
         full = f"no space left{place}; free some, then run the same command again"
         return Outcome(attempt, "failed", "Infrastructure", full, environment=True)
-    if isinstance(error, (OSError, MemoryError)) or type(error).__module__.startswith("ray.") or _lost_peer(error):
+    if isinstance(error, (OSError, MemoryError)) or _from_ray(error) or _lost_peer(error):
         return Outcome(attempt, "failed", "Infrastructure", message)
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return Outcome(attempt, "failed", "Application", message + where)
+
+
+def _from_ray(error: BaseException) -> bool:
+    """Ray's own errors, and the bare ``Exception`` by which it says that a node did not start in time."""
+    if type(error).__module__.startswith("ray."):
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    return type(error) is Exception and bool(frames) and "ray" in Path(frames[-1].filename).parts
 
 
 def _lost_peer(error: BaseException) -> bool:

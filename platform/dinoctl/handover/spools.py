@@ -3,10 +3,13 @@ whoever comes next in the same life sends them first.
 """
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from dinoctl.data.errors import NotFoundError
 from dinoctl.data.storage import Storage
 from dinoctl.handover.attempts import ATTEMPTS
+from dinoctl.tracking.client import connect
+from dinoctl.tracking.shipper import Shipped, Shipper
 from dinoctl.tracking.spool_files import attempt_files
 
 
@@ -31,6 +34,14 @@ def fetch_spools(storage: Storage, spool: Path, first: int, last: int) -> None:
             partial = path.with_suffix(".partial")
             partial.write_bytes(data)
             partial.replace(path)
+
+
+def ship_kept(uri: str, run_id: str, storage: Storage, first: int, last: int) -> Shipped:
+    """Sends what is kept of a life that has ended: nobody comes next."""
+    with TemporaryDirectory(prefix="dinoctl-spool-") as place:
+        spool = Path(place)
+        fetch_spools(storage, spool, first, last)
+        return Shipper(spool, lambda: connect(uri), run_id, spool / "shipped.json").ship(final=True)
 
 
 def _key(attempt: int) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from dinoctl.data.dataset import Dataset
 from dinoctl.data.order import Order, SampleOrder
 from dinoctl.data.reader.cost import estimate
+from dinoctl.data.reader.plan import most_bytes_of
 from dinoctl.spec.errors import UserError
 from dinoctl.spec.sources import DataSource, JobRef
 from dinoctl.stages.recipe import Recipe
@@ -57,7 +58,7 @@ def foretell(recipe: Recipe, data: Data, world: int, students: int = 1) -> str:
         steps=recipe.steps,
         global_batch=recipe.global_batch,
         run_length=recipe.data.run_length,
-        most_bytes=reader.memory / (2 * -(-recipe.global_batch // world)),
+        most_bytes=most_bytes_of(reader.memory, -(-recipe.global_batch // world)),
         price_per_thousand=reader.price_per_thousand,
     )
     each = f", for each of {students} students" if students > 1 else ""

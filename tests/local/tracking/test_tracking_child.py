@@ -14,8 +14,10 @@ from dinoctl.data.storage import open_storage
 from dinoctl.handover.ledger import CHECKPOINTS, Commit, Ledger
 from dinoctl.handover.output import Output, write_output
 from dinoctl.handover.runs import life_key, run_key
+from dinoctl.handover.spools import keep_spool
 from dinoctl.spec.resolve import ResolvedJob, resolve
 from dinoctl.tracking.gate import Evidence
+from dinoctl.tracking.spool import Spool
 
 Fresh = Callable[[str], str]
 
@@ -61,11 +63,17 @@ def test_promoted_once_and_closed(uri: str, fresh: Fresh, tmp_path: Path) -> Non
     assert held.metrics["knn_top1"] == 0.9
     assert resolve_model(uri, f"models:/{model}@champion").tags["dinoctl.checkpoint_step"] == "100"
     assert Ledger(open_storage(storage).child(CHECKPOINTS)).pinned() == {100}
+    spool = Spool(tmp_path / "spool", attempt=2)
+    spool.append(7, {"loss": 0.5}, time.time())
+    spool.close()
+    keep_spool(open_storage(storage), tmp_path / "spool", 2)  # MLflow was down when attempt 2 ended
     for complete in (False, True):
-        closed = tracking.close(job, storage, key, complete=complete)
+        closed = tracking.close(job, storage, key, complete=complete, attempts=(1, 2))
     assert closed["runId"] == first["runId"]
     run = connect(uri).get_run(first["runId"])
     assert run.info.status == "FINISHED"
+    history = connect(uri).get_metric_history(run.info.run_id, "loss")
+    assert [(point.step, point.value) for point in history] == [(7, 0.5)]
     assert run.data.tags["team"] == "vision"
     assert run.data.tags["dinoctl.dataset_hash"] == "data-hash"
 
@@ -74,7 +82,7 @@ def test_a_refused_model_is_not_registered(uri: str, fresh: Fresh, tmp_path: Pat
     job = gated(fresh("model"))
     storage = finish(job, tmp_path / "job", accuracy=0.3)
     key = run_key(fresh("team"), job.name, "life")
-    with pytest.raises(TrackingProblem, match="the gate refused: knn_top1 0.3 < 0.5") as caught:
+    with pytest.raises(TrackingProblem, match=r"the gate refused: knn_top1 0\.3 < 0\.5") as caught:
         Tracking(uri).promote(job, storage, key)
     assert "\n" not in str(caught.value)
 

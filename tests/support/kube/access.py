@@ -75,28 +75,32 @@ class Access:
         document: dict[str, Any] = json.loads(self.kubectl("get", *arguments, "-o", "json"))
         return document
 
-    def apply(self, *documents: Mapping[str, Any]) -> None:
-        """Server-side, as one list."""
+    def apply(self, *documents: Mapping[str, Any], strict: bool = True) -> None:
+        """Server-side, as one list. Not ``strict``: unknown fields of custom resources are dropped rather than refused,
+        and the API server is spared the schema of everything, which costs it seconds after every new CRD.
+        """
         listed = {"apiVersion": "v1", "kind": "List", "items": list(documents)}
-        self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", input=json.dumps(listed))
+        validate = "--validate=strict" if strict else "--validate=ignore"
+        self.kubectl("apply", "--server-side", "--force-conflicts", validate, "-f", "-", input=json.dumps(listed))
 
     def apply_crds(self, *folders: Path) -> None:
         """Applies CRDs and waits until the server serves them."""
         for folder in folders:
             # Server-side: KubeRay's are larger than the annotation that client-side apply writes.
-            names = self.kubectl("apply", "--server-side", "-o", "name", "-f", folder).split()
+            names = self.kubectl("apply", "--server-side", "--validate=ignore", "-o", "name", "-f", folder).split()
             crds = [name for name in names if name.startswith("customresourcedefinition")]
             self.kubectl("wait", "--for=condition=Established", "--timeout=60s", *crds)
 
     def namespace(self, name: str = "", labels: Mapping[str, str] | None = None) -> str:
         """Makes one; a name that no other test has unless one is given."""
         name = name or f"test-{next(self._numbers)}"
-        self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels or {}}})
+        metadata = {"name": name, "labels": labels or {}}
+        self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}, strict=False)
         return name
 
     def service_account_kubeconfig(self, namespace: str, name: str, url: str = "") -> Path:
         """For a ServiceAccount, made if it is not there; a token of a day."""
         metadata = {"name": name, "namespace": namespace}
-        self.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata})
+        self.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata}, strict=False)
         token = self.kubectl("create", "token", name, "-n", namespace, "--duration=24h").strip()
         return self.write_kubeconfig(f"{namespace}-{name}", token, namespace, url)

@@ -28,11 +28,11 @@ from support.kube.forward import listener
 from support.kube.image import NAME
 from support.kube.node import ADDRESS, Order
 from support.kube.processes import NotReady, tail
-from support.kube.tools import lacking
+from support.kube.tools import TOOLS, lacking
 
 _CHECKOUT = Path(__file__).parents[3]
-_CGROUPS = Path("/sys/fs/cgroup")
-_LIMIT_S = 180
+_CGROUPS, _PREFIX = Path("/sys/fs/cgroup"), "dinoctl-test-"
+_LIMIT_S = 420  # ten seconds on an idle machine
 PACKAGES = {
     "containerd": "containerd",
     "ctr": "containerd",
@@ -107,7 +107,7 @@ def cluster(directory: Path) -> Iterator[Cluster]:
     sockets = {name: listener() for name in ("api", "s3", "mlflow")}
     ports = {name: one.getsockname()[1] for name, one in sockets.items()}
     descriptors = {name: one.fileno() for name, one in sockets.items()}
-    with _cgroup(f"dinoctl-{os.getpid()}") as group, (directory / "node.log").open("wb") as log:
+    with _cgroup(f"{_PREFIX}{os.getpid()}") as group, (directory / "node.log").open("wb") as log:
         order = Order(sys.prefix, sys.base_prefix, str(_CHECKOUT), group, descriptors)
         (directory / "order.json").write_text(json.dumps(asdict(order)))
         process = _unshared(directory, log.fileno(), descriptors.values())
@@ -152,6 +152,7 @@ def _wait(process: "subprocess.Popen[bytes]", directory: Path) -> None:
 @contextmanager
 def _cgroup(name: str) -> Iterator[str]:
     """A group that kubelet puts all pods under: it wants it to exist in every hierarchy."""
+    _remove_left()
     one = (_CGROUPS / "cgroup.controllers").exists()
     roots = [_CGROUPS] if one else [path for path in _CGROUPS.iterdir() if path.is_dir() and path.name != "unified"]
     for root in roots:
@@ -168,6 +169,14 @@ def _cgroup(name: str) -> Iterator[str]:
     finally:
         for root in _roots_with(name):
             _remove(root / name)
+
+
+def _remove_left() -> None:
+    """Groups of processes that were killed."""
+    for root in (_CGROUPS, *_CGROUPS.iterdir()):
+        for group in root.glob(f"{_PREFIX}*"):
+            if not psutil.pid_exists(int(group.name.removeprefix(_PREFIX))):
+                _remove(group)
 
 
 def _roots_with(name: str) -> list[Path]:
@@ -199,7 +208,8 @@ def main() -> int:
         return 3
     with tempfile.TemporaryDirectory(prefix="dinoctl-cluster-") as directory, cluster(Path(directory)) as running:
         print(f"S3 {running.s3.url}  MLflow {running.mlflow}  logs {running.logs}", file=sys.stderr)
-        environment = {**os.environ, **running.environment}
+        path = os.pathsep.join([*(str(TOOLS[name].home) for name in ("kubectl", "helm")), os.environ["PATH"]])
+        environment = {**os.environ, **running.environment, "PATH": path}
         return subprocess.run(sys.argv[1:] or ["bash"], env=environment).returncode
 
 

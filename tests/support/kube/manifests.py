@@ -47,10 +47,16 @@ def pod_spec(name: str, cpu: str = "100m", memory: str = "256Mi", **container: A
     return {"containers": [main], "volumes": [{"name": "tmp", "emptyDir": {}}]}
 
 
-def pod(namespace: str, name: str, command: list[str], environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """A pod that runs ``command`` once."""
+def pod(
+    namespace: str,
+    name: str,
+    command: list[str],
+    environment: Mapping[str, str] | None = None,
+    account: str = "default",
+) -> dict[str, Any]:
+    """A pod that runs ``command`` once, as a ServiceAccount."""
     spec = pod_spec("main", command=command, env=variables(environment or {}))
-    spec["restartPolicy"] = "Never"
+    spec |= {"restartPolicy": "Never", "serviceAccountName": account}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace}, "spec": spec}
 
 

@@ -21,7 +21,7 @@ _PLURALS = {
     *("jobs", "rayjobs", "rayclusters", "clusterqueues", "cohorts", "localqueues", "resourceflavors", "workloads"),
     "workloads/status",
 }
-_LIMIT_S = 60
+_LIMIT_S = 300
 
 
 def start_kuberay(api: ApiServer) -> None:
@@ -46,12 +46,12 @@ def start_kueue(api: ApiServer, address: str) -> None:
     flags = (f"--config={config}", "--feature-gates=VisibilityOnDemand=false")
     operator = _operator(api, "kueue", "kueue-files", "manager-role", *flags)
     operator.wait(lambda: answers(f"http://{probe}/readyz"), _LIMIT_S)
-    api.apply(*_webhooks(api.ca.read_bytes(), f"https://{address}:{_WEBHOOK_PORT}"))
+    api.apply(*_webhooks(api.ca.read_bytes(), f"https://{address}:{_WEBHOOK_PORT}"), strict=False)
 
 
 def _operator(api: ApiServer, program: str, files: str, role: str, *flags: str) -> Program:
     """Starts a program as a ServiceAccount of its own that is bound to ``role``."""
-    api.kubectl("apply", "-f", TOOLS[files].path / "rbac/role.yaml")
+    api.kubectl("apply", "--server-side", "--validate=ignore", "-f", TOOLS[files].path / "rbac/role.yaml")
     namespace = api.namespace(f"{program}-system")
     kubeconfig = api.service_account_kubeconfig(namespace, program)
     api.kubectl(

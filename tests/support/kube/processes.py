@@ -57,7 +57,7 @@ class Program:
             self._process.terminate()
         self._process.wait(60)
 
-    def wait(self, answers: Callable[[], bool], limit_s: float = 60) -> None:
+    def wait(self, answers: Callable[[], bool], limit_s: float = 120) -> None:
         """Until ``answers`` is true."""
         deadline = time.monotonic() + limit_s
         while not answers():

@@ -57,7 +57,7 @@ def start_containerd(directory: Path) -> Program:
 def load_images(directory: Path, containerd: Program, shown: Sequence[image.View]) -> str:
     """Imports the images once containerd answers, and mounts the views over their layers. Returns the digest."""
     ctr = ("ctr", "--address", directory / "containerd.sock", "--namespace", "k8s.io")
-    containerd.wait(lambda: _succeeds(*ctr, "version"), 20)
+    containerd.wait(lambda: _succeeds(*ctr, "version"), 60)
     image.archive(directory / "images.tar", len(shown))
     call(*ctr, "images", "import", "--digests", "--base-name", image.NAME, directory / "images.tar")
     (directory / "views").mkdir()
@@ -88,7 +88,7 @@ def start_node(api: ApiServer, address: str, cgroup: str) -> None:
     _start(api, "kube-proxy", f"--config={folder}/kube-proxy.json")
     (folder / "Corefile").write_text(_corefile(api.kubeconfig, address))
     _start(api, "coredns", "-conf", folder / "Corefile")
-    api.apply(*_dns_service(address))
+    api.apply(*_dns_service(address), strict=False)
 
 
 def _start(api: ApiServer, name: str, *flags: str | Path) -> None:
@@ -179,14 +179,14 @@ def _dns_service(address: str) -> list[dict[str, Any]]:
 
 def wait_node(api: ApiServer) -> None:
     """Until pods can be placed: the node is Ready and the default ServiceAccount is there."""
-    api.server.wait(lambda: bool(api.get("nodes")["items"]), 60)
-    api.kubectl("wait", "--for=condition=Ready", f"node/{NODE}", "--timeout=60s")
-    api.kubectl("wait", "--for=create", "sa/default", "--timeout=60s")
+    api.server.wait(lambda: bool(api.get("nodes")["items"]), 120)
+    api.kubectl("wait", "--for=condition=Ready", f"node/{NODE}", "--timeout=120s")
+    api.kubectl("wait", "--for=create", "sa/default", "--timeout=120s")
 
 
 def wait_dns() -> None:
     """Until a Service is found by its name, through the address of the DNS Service."""
-    for _ in range(100):
+    for _ in range(300):
         try:
             socket.getaddrinfo("kubernetes.default.svc.cluster.local", 443)
         except OSError:

@@ -8,7 +8,7 @@ from support import s3server
 from support.kube.processes import Program, answers
 
 S3_PORT, MLFLOW_PORT = 7070, 5000
-_LIMIT_S = 60
+_LIMIT_S = 300
 
 
 def start_s3(directory: Path, address: str, logs: Path) -> tuple[Program, str]:

@@ -132,7 +132,9 @@ class Registry:
         }
         return {"promotion": made, "runId": f"run-{len(self.runs)}"}
 
-    def close(self, job: ResolvedJob, storage: str, key: RunKey, *, complete: bool) -> dict[str, Any]:
+    def close(
+        self, job: ResolvedJob, storage: str, key: RunKey, *, complete: bool, attempts: tuple[int, int]
+    ) -> dict[str, Any]:
         self._check()
         self.runs[key] = "FINISHED" if complete else "FAILED"
         return {"runId": f"run-{len(self.runs)}"}
@@ -169,7 +171,7 @@ class World:
         self.server = MemoryServer(clock=lambda: self.now)
         self.api: Api = MemoryApi(self.server, manager="world")
         if self.queue:
-            self.api.create(LOCAL_QUEUES, self.space, {"metadata": {"name": self.queue}, "spec": {}})
+            self.create(LOCAL_QUEUES, {"metadata": {"name": self.queue}, "spec": {}})
 
     def config(self, **more: Any) -> OperatorConfig:
         profile = {
@@ -182,7 +184,12 @@ class World:
 
     def submit(self, name: str, spec: dict[str, Any], **metadata: Any) -> Object:
         body = {"apiVersion": "dinoctl.io/v1alpha1", "kind": "DinoJob", "metadata": {"name": name, **metadata}}
-        return self.api.create(DINOJOBS, self.space, {**body, "spec": spec})
+        return self.create(DINOJOBS, {**body, "spec": spec})
+
+    def create(self, resource: Resource, body: Object) -> Object:
+        return self.api.create(
+            resource, self.space, {"apiVersion": resource.api_version, "kind": resource.kind, **body}
+        )
 
     def job(self, name: str) -> Object:
         return self.api.get(DINOJOBS, self.space, name)
@@ -255,30 +262,25 @@ class World:
                 self._status(rayjob, jobDeploymentStatus="")
         elif state == "":
             self._new(rayjob)
+        elif state == "Initializing" and rayjob["spec"].get("suspend"):
+            self._status(rayjob, jobDeploymentStatus="Suspending")
         elif state == "Initializing":
             self._status(rayjob, jobDeploymentStatus="Running", jobStatus="RUNNING")
         else:
             self._train(rayjob)
 
     def _new(self, rayjob: Object) -> None:
-        queued = names.QUEUE in rayjob["metadata"].get("labels", {})
-        if queued and not self._admitted(rayjob):
+        """In a queue it is suspended by Kueue's webhook; KubeRay takes it for initializing all the same, at first,
+        and notes a start.
+        """
+        if names.QUEUE in rayjob["metadata"].get("labels", {}) and "suspend" not in rayjob["spec"]:
+            self.api.patch(RAYJOBS, self.space, rayjob["metadata"]["name"], {"spec": {"suspend": True}})
+            self._workload(rayjob)
             return
         self._status(rayjob, jobDeploymentStatus="Initializing", startTime=self.stamp())
-        for role in ("head", "worker"):
-            self._pod(rayjob, role)
-
-    def _admitted(self, rayjob: Object) -> bool:
-        name, seen = rayjob["metadata"]["name"], "suspend" in rayjob["spec"]
-        if not seen:  # the webhook does this at creation
-            self.api.patch(RAYJOBS, self.space, name, {"spec": {"suspend": True}})
-            self._workload(rayjob)
-            return False
-        if rayjob["spec"]["suspend"] and not self.admit:
-            return False
-        if rayjob["spec"]["suspend"]:
-            self.api.patch(RAYJOBS, self.space, name, {"spec": {"suspend": False}})
-        return True
+        if not rayjob["spec"].get("suspend"):
+            for role in ("head", "worker"):
+                self._pod(rayjob, role)
 
     def _workload(self, rayjob: Object) -> None:
         name = rayjob["metadata"]["name"]
@@ -286,7 +288,7 @@ class World:
         text = "couldn't assign flavors to pod set workers: insufficient unused quota for nvidia.com/gpu"
         waits = {"type": "QuotaReserved", "status": "False", "reason": "Pending", "message": text}
         body = {"metadata": {"name": f"rayjob-{name}", "ownerReferences": [owner]}, "status": {"conditions": [waits]}}
-        self.api.create(WORKLOADS, self.space, body)
+        self.create(WORKLOADS, body)
 
     def _status(self, rayjob: Object, **status: str) -> None:
         self.api.patch(RAYJOBS, self.space, rayjob["metadata"]["name"], {"status": status}, subresource="status")
@@ -303,7 +305,7 @@ class World:
             "spec": self.pod_spec(role, int(labels[names.ATTEMPT])),
             "status": {"phase": "Running"},
         }
-        self.api.create(PODS, self.space, body)
+        self.create(PODS, body)
 
     def pod_spec(self, role: str, attempt: int) -> dict[str, Any]:
         return {"nodeName": self.on_node(role, attempt)}

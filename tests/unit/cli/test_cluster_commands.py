@@ -1,6 +1,8 @@
 """``status``, ``logs``, ``events``, wishes, ``delete``, ``explain`` on a cluster in memory, read as a person would."""
 
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from dinoctl.handover.outcome import Outcome
 from dinoctl.spec import names
 
 NS = ("-n", "team")
+DINOJOB = {"apiVersion": "dinoctl.io/v1alpha1", "kind": "DinoJob", "metadata": {"name": "vitg"}}
 PRETRAIN = {"pretrain": {"data": {"source": "s3://b/d"}}, "compute": {"workers": 8}}
 
 
@@ -185,6 +188,42 @@ def test_a_log_that_is_not_there_is_told_with_those_that_are(desk: Desk, argumen
     with_logs(desk)
     said = desk.run("logs", "vitg", *NS, *arguments)
     assert (said.code, said.err) == (2, f"error: {words}\n")
+
+
+def test_a_log_is_followed_through_attempts_until_the_job_has_ended(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dinoctl.cli.remote.logs._EVERY_S", 0.02)
+    monkeypatch.setattr("dinoctl.cli.remote.logs._LATE_S", 0.1)
+    store = with_logs(desk)
+
+    def go_on() -> None:
+        store.write_log("rank-00000", 0, b"rank 0\nlate line\n")
+        store.write_outcome(Outcome(3, "failed", "Infrastructure"))
+        second = AttemptStore(open_storage(f"{desk.root}/models/vitg/run-0001"), 4)
+        second.write_log("rank-00000", 0, b"second attempt\n")
+        second.write_outcome(Outcome(4, "succeeded"))
+        desk.status("vitg", **{**RUNNING, "attempt": 4}, storage=f"{desk.root}/models/vitg/run-0001")
+        time.sleep(1.0)
+        desk.status("vitg", state="Complete", attempt=4)
+
+    threading.Timer(0.3, go_on).start()
+    said = desk.run("logs", "vitg", *NS, "--rank", "0", "-f")
+    assert (said.code, said.lines) == (0, ["rank 0", "late line", "second attempt"])
+
+
+def test_submit_and_follow_shows_the_logs_of_all_jobs(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dinoctl.cli.remote.logs._EVERY_S", 0.02)
+    with_logs(desk)
+    labels = {names.JOB: "vitg", names.ATTEMPT: "3", names.ROLE: "submitter"}
+    desk.put(PODS, "vitg-3-x", labels=labels, status={"phase": "Running"})
+    desk.server.log_lines["team", "vitg-3-x", ""] = ["from the pod"]
+    threading.Timer(1.0, lambda: desk.status("vitg", state="Complete", attempt=3, observedGeneration=1)).start()
+    file = desk.write(json.dumps({**DINOJOB, "spec": PRETRAIN}))
+    said = desk.run("submit", file, "--follow", *NS)
+    assert said.code == 0, said.err
+    assert "vitg | from the pod" in said.lines
+    assert "vitg: Complete" in said.err
 
 
 def test_a_job_that_has_not_started_has_no_log(desk: Desk) -> None:

@@ -98,10 +98,12 @@ def test_a_preemption_on_record_outlives_its_rayjob() -> None:
 
 
 def test_only_what_ran_can_be_preempted() -> None:
-    assert not took_machines(rayjob("", suspend=True), attempt())
-    assert took_machines(rayjob("", suspend=True, startTime=STAMP), attempt())
-    assert took_machines(rayjob("", suspend=True), attempt(started=True))
-    assert not took_machines(rayjob("Complete", "SUCCEEDED", suspend=True), attempt(started=True))
+    """KubeRay notes a start also of what was never admitted."""
+    assert not took_machines(rayjob("", suspend=True), None, attempt())
+    assert not took_machines(rayjob("Suspended", suspend=True, startTime=STAMP), WAITS, attempt())
+    assert took_machines(rayjob("", suspend=True), EVICTED, attempt())
+    assert took_machines(rayjob("", suspend=True), None, attempt(started=True))
+    assert not took_machines(rayjob("Complete", "SUCCEEDED", suspend=True), None, attempt(started=True))
 
 
 def test_what_holds_pods_up() -> None:

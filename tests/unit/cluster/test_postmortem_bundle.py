@@ -74,7 +74,9 @@ def test_of_many_ranks_the_one_that_failed_is_found_and_few_tails_are_kept(stora
     for rank in range(300):
         store.write_log(f"rank-{rank:05d}", 0, b"RuntimeError: Connection closed by peer [10.0.0.1]:1\n")
     store.write_log("rank-00217", 1, f"{OOM}\n".encode())
+    store.write_nodes([f"gpu-{rank // 8}" for rank in range(300)])
     _, failure = write_bundle(case(storage))
+    assert failure.node == "gpu-27"
     assert (failure.kind, failure.source) == (Kind.CUDA_OUT_OF_MEMORY, "rank-00217")
     found = read_bundle(storage, 2)
     assert found is not None

@@ -1,6 +1,6 @@
 """The operator dies, or a request fails, at every moment of a job's life.
 
-By default every third of the moments at which requests fail is tried, another third for each kind of failure;
+By default every sixth of the moments at which requests fail is tried, others for each kind of failure;
 ``DINOCTL_EXHAUSTIVE=1`` tries all. Deaths are always tried after every single write.
 """
 
@@ -12,24 +12,39 @@ import pytest
 from operators import GATED, TRAIN, Operator
 
 from dinoctl.cluster.errors import ApiError, Conflict, Throttled, Unavailable
+from dinoctl.cluster.resources import EVENTS
 from dinoctl.handover.outcome import Outcome
 from support.kube.memory import Call
 from support.kube.world import Killed, Lagging, World
 
-STRIDE = 1 if os.environ.get("DINOCTL_EXHAUSTIVE") else 3
-END = 45
+STRIDE = 1 if os.environ.get("DINOCTL_EXHAUSTIVE") else 6
+END = 65
 Hook = Callable[[Call], None]
 
 
-def troubled(world: World, round_: int) -> None:
-    """A failure, a preemption, and somebody who suspends and resumes."""
-    world.fail[1] = Outcome(1, "failed", "Infrastructure", "node lost")
-    if round_ == 12:
-        for body in world.rayjobs():
-            if (body.get("status") or {}).get("jobDeploymentStatus") == "Running":
-                world.preempt(body["metadata"]["name"])
-    if round_ in (21, 24):
-        world.edit("a", {"suspend": round_ == 21})
+class Troubles:
+    """A failure; a preemption of the second attempt; and, in the third, somebody who suspends and resumes."""
+
+    def __init__(self, world: World) -> None:
+        self._world, self._preempted, self._suspended = world, False, 0
+        world.fail[1] = Outcome(1, "failed", "Infrastructure", "node lost")
+
+    def __call__(self, round_: int) -> None:
+        world = self._world
+        at_work = [name for name, done in world.trained.items() if done >= 2 and name[-1] != "1"]
+        running = [
+            body["metadata"]["name"]
+            for body in world.rayjobs()
+            if (body.get("status") or {}).get("jobDeploymentStatus") == "Running"
+        ]
+        if not self._preempted and set(at_work) & set(running):
+            self._preempted = True
+            world.preempt(running[-1])
+        elif len(at_work) > 1 and not self._suspended:
+            self._suspended = round_
+            world.edit("a", {"suspend": True})
+        elif self._suspended and round_ == self._suspended + 4:
+            world.edit("a", {"suspend": False})
 
 
 class At:
@@ -46,7 +61,8 @@ class At:
 
 
 def after_a_write(call: Call) -> bool:
-    return call.writes and call.when == "after"
+    """Of an Event nothing depends."""
+    return call.writes and call.when == "after" and call.resource != EVENTS
 
 
 def any_moment(call: Call) -> bool:
@@ -57,9 +73,9 @@ def live(folder: Path, hook: Hook) -> World:
     """A job's whole life; after a death another process goes on."""
     world = World(folder, queue="gpus", steps=7)
     world.submit("a", GATED)
-    operator = Operator(world, hook)
+    operator, troubles = Operator(world, hook), Troubles(world)
     for round_ in range(END):
-        troubled(world, round_)
+        troubles(round_)
         try:
             operator.look()
         except Killed:
@@ -100,7 +116,7 @@ def test_killed_after_every_write(tmp_path: Path) -> None:
         check(live(tmp_path / str(n), At(n, die, after_a_write)))
 
 
-@pytest.mark.parametrize(("offset", "error"), [(0, Conflict), (1, Throttled), (2, Unavailable)])
+@pytest.mark.parametrize(("offset", "error"), [(0, Conflict), (2, Throttled), (5, Unavailable)])
 def test_any_request_fails(offset: int, error: type[ApiError], tmp_path: Path) -> None:
     """Before it is done, or when it is done and only the answer is lost."""
 
@@ -121,8 +137,9 @@ def test_two_that_both_lead(tmp_path: Path) -> None:
         one = Operator(world, At(n, other.look, any_moment), view=views[0])
         for view in views:
             view.catch_up()
+        troubles = Troubles(world)
         for round_ in range(END + 15):
-            troubled(world, round_)
+            troubles(round_)
             views[round_ % 2].catch_up()
             one.look()
             if round_ % 3 == 0:

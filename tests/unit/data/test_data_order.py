@@ -74,6 +74,18 @@ def test_lanes_read_runs_and_batches_mix_them() -> None:
     assert min(runs) > 250  # 256 lanes; cut places differ from multiples of 16, so a few may look alike
 
 
+@pytest.mark.parametrize(
+    "order", [SampleOrder(1000, 8, 5), MixtureOrder([(300, 1.0), (500, 2.0)], 8, 5, homogeneous=0.2)]
+)
+def test_many_steps_at_once_are_the_same_as_one_by_one(order: SampleOrder | MixtureOrder) -> None:
+    lanes = lanes_of(8, 1, 3)
+    block = order.block(90, 200, lanes)
+    for i in range(200):
+        for together, alone in zip(block, order.picks(90 + i, lanes), strict=True):
+            assert (together[i] == alone).all()
+    assert len(np.unique(block.epoch)) > 1
+
+
 def test_small_data_is_fully_shuffled() -> None:
     assert SampleOrder(1297, 64, 0).run_length == 1
     assert SampleOrder(16 * 64 * 4, 64, 0).run_length == 4

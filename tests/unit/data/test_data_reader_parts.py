@@ -70,6 +70,16 @@ def test_a_piece_is_no_larger_than_it_may_be(digits: Dataset) -> None:
     assert {len(piece.extent.lengths) for piece in planned(order, [digits], 100, 1)} == {1}
 
 
+def test_runs_are_cut_in_even_shares(digits: Dataset) -> None:
+    """Bytes for 15 of 16 samples: 8 and 8, for a request of one sample costs as much as one of many."""
+    order = SampleOrder(len(digits), B, seed=3)
+    run = next(piece for piece in planned(order, [digits], 200, 2**20) if len(piece.extent.lengths) == 16)
+    same = [
+        piece for piece in planned(order, [digits], 200, run.bytes - 1) if run.first <= piece.first < run.first + 16
+    ]
+    assert [len(piece.extent.lengths) for piece in same] == [8, 8]
+
+
 def test_local_parts_of_a_mixture_are_left_out(digits: Dataset) -> None:
     order = MixtureOrder([(len(digits), 1.0), (len(digits), 1.0)], B, 0)
     found = planned(order, [None, digits], 100, 2**20)

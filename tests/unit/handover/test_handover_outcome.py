@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,6 +74,18 @@ def test_a_bug_is_told_with_its_place() -> None:
         outcome = classify(1, error)
     assert outcome.cause == "Application"
     assert outcome.message.endswith(f" (test_handover_outcome.py:{line})")
+
+
+@pytest.mark.parametrize(("package", "cause"), [("ray", "Infrastructure"), ("mine", "Application")])
+def test_a_bare_exception_out_of_ray_is_no_bug_of_ours(tmp_path: Path, package: str, cause: str) -> None:
+    """Ray says so that a node did not start in time."""
+    file = tmp_path / package / "node.py"
+    code = compile("def start():\n    raise Exception('The current node timed out during startup.')", str(file), "exec")
+    space: dict[str, Any] = {}
+    exec(code, space)
+    with pytest.raises(Exception, match="timed out") as caught:
+        space["start"]()
+    assert classify(3, caught.value).cause == cause
 
 
 def test_round_trip() -> None:

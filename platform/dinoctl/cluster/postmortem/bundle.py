@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dinoctl.cluster.postmortem.classify import judge
@@ -66,6 +66,7 @@ def write_bundle(case: Case) -> tuple[str, Failure]:
     failure = judge([sign for log in logs for sign in log.signs], case.pods, case.events, outcome)
     if failure.kind is Kind.UNKNOWN and not failure.line:
         failure = Failure(failure.kind, case.message, "operator", failure.node)
+    failure = failure if failure.node else replace(failure, node=_node(store, failure.source))
     document = {
         **_head(case, failure),
         "outcome": asdict(outcome) if outcome else None,
@@ -138,6 +139,12 @@ def _read(store: AttemptStore, source: str) -> _Log:
     data = store.read_log(source, LogPosition(chunks[0]))[0] if chunks else b""
     lines = data.decode(errors="replace").splitlines()
     return _Log(source, signs(source, lines), [line[:MAX_LINE] for line in lines[-_TAIL:]])
+
+
+def _node(store: AttemptStore, source: str) -> str:
+    """Where a rank ran."""
+    rank, nodes = source.removeprefix("rank-"), store.nodes()
+    return nodes[int(rank)] if rank.isdigit() and int(rank) < len(nodes) else ""
 
 
 def _telling(logs: Sequence[_Log], failure: Failure) -> list[_Log]:

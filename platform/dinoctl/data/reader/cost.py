@@ -49,7 +49,7 @@ def estimate(
         # What fills no whole round of runs comes sample by sample at an epoch's end; a mixture has no rounds.
         lanes = global_batch if len(parts) == 1 else 1
         single = samples % (run * lanes) / samples
-        together = max(1.0, min(float(run), most_bytes / mean))
-        requests += read * (single + (1 - single) / together)
+        fitting = max(1, min(run, int(most_bytes / mean)))
+        requests += read * (single + (1 - single) * -(-run // fitting) / run)
         size += read * mean
     return Cost(round(requests), round(size), requests / 1000 * price_per_thousand)

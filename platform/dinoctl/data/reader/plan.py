@@ -19,6 +19,11 @@ HORIZON = 64
 _ROWS = 64  # steps whose samples are computed together
 
 
+def most_bytes_of(memory: int, lanes: int) -> int:
+    """Bytes that a piece may have: lanes are at staggered places of theirs, so half the memory is for what comes."""
+    return max(memory // max(lanes, 2), 1)
+
+
 class Piece(NamedTuple):
     """Samples ``first`` and following of a source, side by side in one shard, and the step that needs the first."""
 

@@ -26,7 +26,7 @@ from dinoctl.data.reader.blocks import Part
 from dinoctl.data.reader.cache import DiskCache
 from dinoctl.data.reader.counts import ReadCounts
 from dinoctl.data.reader.fetch import Fetch, Result, Wire
-from dinoctl.data.reader.plan import Piece, pieces
+from dinoctl.data.reader.plan import Piece, most_bytes_of, pieces
 from dinoctl.data.reader.window import Lateness, TokenBucket, Window
 from dinoctl.data.s3_client import PATIENCE_S
 from dinoctl.spec.sources import Reading
@@ -69,7 +69,7 @@ class Reader:
         remote = {source: self._datasets[source] for source in self._ranges}
         self._cache = DiskCache(reading.cache.path, reading.cache.bytes, remote) if reading.cache else None
         self._memory = int(reading.memory * share[0])
-        self._piece_bytes = max(self._memory // max(len(lanes), 1), 1)
+        self._piece_bytes = most_bytes_of(self._memory, len(lanes))
         self._bucket = TokenBucket(reading.requests_per_second * share[1])
         mean = int(max((self._datasets[i].info.mean_bytes for i in self._ranges), default=0)) + 1
         self._window = Window(_WINDOW * mean, min(_LEAST * mean, self._piece_bytes), self._memory // 2)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 400, 200
+_LEAST_LOG = 1e-300  # below, the padding of a logarithmic axis would end at 0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 10, 24
 _BUCKETS = 160
 _LABEL_PX = 46
@@ -90,7 +91,7 @@ def draw(chart: Chart, steps: int, marks: Iterable[tuple[int, str]] = ()) -> Dra
         return None
     values += [0.0] if chart.zero else []
     values += [chart.level[0]] if chart.level else []
-    log = chart.log and min(values) > 0
+    log = chart.log and min(values) > _LEAST_LOG
     x = Axis(0, max(1, steps), _LEFT, WIDTH - _RIGHT)
     y = Axis(*_padded(min(values), max(values), log=log), HEIGHT - _BOTTOM, _TOP, log=log)
     return Drawing(
