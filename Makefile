@@ -7,7 +7,7 @@ export DS_BUILD_OPS = 0
 
 BENCH := .venv-benchmark
 
-.PHONY: benchmark benchmark-pipeline benchmark-streaming demo test check unit local kube cluster cluster-shell kube-tools environment golden lock schema reference clean
+.PHONY: benchmark benchmark-pipeline benchmark-streaming benchmark-operator demo test check unit local kube cluster cluster-shell kube-tools environment golden lock schema reference clean
 
 demo: environment
 	$(BIN)/dinoctl run jobs/digits.yaml
@@ -94,6 +94,10 @@ benchmark-pipeline: environment
 benchmark-streaming: $(BENCH)/.installed
 	$(BENCH)/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/benchmarks/requirements-streaming.txt
 	PYTHONPATH=platform $(BENCH)/bin/python tests/benchmarks/streaming.py
+
+# Ten thousand jobs on a real API server.
+benchmark-operator: environment
+	$(BIN)/python tests/benchmarks/cluster_scale.py
 
 $(BENCH)/.installed: tests/benchmarks/requirements.txt $(VENV)/.installed
 	$(PYTHON) -m venv $(BENCH)

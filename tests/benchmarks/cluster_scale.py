@@ -15,6 +15,7 @@ import json
 import queue
 import random
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -25,7 +26,7 @@ import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -251,7 +252,9 @@ def run(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
             started = until("RayJobs", lambda: seen.count >= options.running)
             say(f"{options.running} RayJobs after {started:.0f} s")
             until("they run", lambda: last_line(logs[0]).get("running", 0) >= options.running)
-            until("the queue is empty", lambda: scrape(port)["dinoctl_queue_depth"] < 10)
+            with suppress(TimeoutError):
+                until("the queue is empty", lambda: scrape(port)["dinoctl_queue_depth"] < 10, 120.0)
+            waiting = scrape(port)["dinoctl_queue_depth"]
             time.sleep(options.settle)
             say("measuring")
             result = measure(api, seen, port, psutil.Process(operator.pid), options)
@@ -259,6 +262,7 @@ def run(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
             reports = sum(line["reports"] for line in lines) / len(lines)
             return (
                 {"jobs": options.jobs, "running": options.running, "all_started_s": round(started)}
+                | {"queue_at_start": waiting}
                 | result
                 | {"reports_per_s": round(reports, 1), "load": [round(value, 1) for value in psutil.getloadavg()]}
             )
@@ -273,6 +277,7 @@ def main() -> None:
     parser.add_argument("--period", type=float, default=5.0, help="seconds between two reports of a job")
     parser.add_argument("--keep", type=Path, help="directory for logs and data")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves no servers behind
     if options.keep:
         options.keep.mkdir(parents=True, exist_ok=True)
         print(json.dumps(run(options, options.keep.resolve()), indent=1))

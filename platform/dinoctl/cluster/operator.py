@@ -23,7 +23,7 @@ from dinoctl.spec.profile import OperatorConfig
 
 _log = logging.getLogger("dinoctl.operator")
 LEASE = "dinoctl-operator"
-_PROGRESS_SHARE, _PROGRESS_S = 0.03, (5.0, 30.0)
+_PROGRESS_SHARE, _PROGRESS_S = 0.1, (5.0, 30.0)
 """What workers report is no reason for haste, and a thousand jobs report all the time: the look that follows waits so
 many seconds a running job, within these bounds.
 """
