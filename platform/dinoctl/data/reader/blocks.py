@@ -57,7 +57,7 @@ class Body:
                 block = self._home.get()
                 self._blocks.append(block)
                 room = BLOCK
-            got = readinto(memoryview(block)[BLOCK - room :])
+            got = readinto(block.data[BLOCK - room :])
             if not got:
                 return
             self.size += got
@@ -118,7 +118,7 @@ class Part:
 
     def take(self) -> bytes:
         """A copy; the memory is free for others then."""
-        data = b"".join(self._body.views(self._start, self._end))
+        data = b"".join(view.data for view in self._body.views(self._start, self._end))
         self.drop()
         return data
 
