@@ -29,9 +29,8 @@ def test_parts_are_what_was_received_wherever_they_lie() -> None:
 
 def test_a_block_is_used_again_when_the_last_sample_in_it_was_taken() -> None:
     blocks = Blocks()
-    first, second, third = received(blocks, bytes(3 * BLOCK - 1)).parts(
-        [(0, 10), (10, BLOCK + 1), (BLOCK + 1, 2 * BLOCK)]
-    )
+    spans = [(0, 10), (10, BLOCK + 1), (BLOCK + 1, 2 * BLOCK)]
+    first, second, third = received(blocks, bytes(3 * BLOCK - 1)).parts(spans)
     unused = blocks.get()
     assert len(blocks._spare) == 0, "only the last block holds no part"
     first.take()
