@@ -35,7 +35,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mosaic": {"workers": 1, "predownload": 4096},
     "webdataset": {"workers": 1, "buffer": 1000},
 }
-"""Reasonable ones; a search over them is still to be made (``--only NAME --settings JSON``)."""
+"""The best found for each (docs/benchmarks.md); others by ``--only NAME --settings JSON``."""
 
 
 _PATIENCE_S = 240.0
