@@ -35,7 +35,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mosaic": {"workers": 1, "predownload": 4096},
     "webdataset": {"workers": 1, "buffer": 1000},
 }
-"""The best found for each (docs/benchmarks.md); others by ``--only NAME --settings JSON``."""
+"""LitData's and MosaicML's best of those tried; WebDataset is faster with 4 workers and takes more memory
+(docs/benchmarks.md). Others by ``--only NAME --settings JSON``.
+"""
 
 
 _PATIENCE_S = 240.0
