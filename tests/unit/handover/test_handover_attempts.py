@@ -125,3 +125,12 @@ def test_last_metrics(store: AttemptStore) -> None:
     points = [{"step": 1, "time": 2.0, "metrics": {"loss": 3.0}}]
     store.write_metrics(points)
     assert store.metrics() == points
+
+
+def test_no_secret_is_in_what_others_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors quote what they were given; on a cluster they come into status and events."""
+    monkeypatch.setenv("API_TOKEN", "hunter2-hunter2")
+    store = AttemptStore.of(attempt(tmp_path, cluster=CLUSTER))
+    store.write_rank_error(1, ValueError("http://me:pw@host refused hunter2-hunter2"))
+    found = store.rank_errors()[1]
+    assert found.message == "ValueError: http://***@host refused ***"
