@@ -82,9 +82,26 @@ def test_a_refused_model_is_not_registered(uri: str, fresh: Fresh, tmp_path: Pat
     job = gated(fresh("model"))
     storage = finish(job, tmp_path / "job", accuracy=0.3)
     key = run_key(fresh("team"), job.name, "life")
-    with pytest.raises(TrackingProblem, match=r"the gate refused: knn_top1 0\.3 < 0\.5") as caught:
-        Tracking(uri).promote(job, storage, key)
-    assert "\n" not in str(caught.value)
+    made = Tracking(uri).promote(job, storage, key)
+    assert made["promotion"] is None
+    assert (
+        made["refused"] == "not registered, the gate refused: knn_top1 0.3 < 0.5; there is no champion to compare with"
+    )
+
+
+def test_overtaken_before_and_after_its_promotion(uri: str, fresh: Fresh, tmp_path: Path) -> None:
+    """What was champion stays promoted, whoever came after it; what comes too late is refused, and moves no alias."""
+    model = fresh("model")
+    job, tracking, key = gated(model, margin=0.01), Tracking(uri), run_key(fresh("team"), "job", "life")
+    first = tracking.promote(job, finish(job, tmp_path / "first", 0.8), key)
+    assert tracking.promote(job, finish(job, tmp_path / "better", 0.95), key)["promotion"]["version"] == "2"
+    assert tracking.promote(job, open_storage(tmp_path / "first").uri, key) == first
+    late = tracking.promote(job, finish(job, tmp_path / "late", 0.7), key)
+    assert late["promotion"] is None
+    assert "champion version 2 less the margin" in late["refused"]
+    held = tracking.champions(job)[""]
+    assert held is not None
+    assert held.version == "2"
 
 
 def test_no_champion_is_asked_for_where_none_counts() -> None:
