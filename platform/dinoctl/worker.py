@@ -94,9 +94,8 @@ def _taken(attempt: Attempt, outcome: Outcome) -> Outcome:
         return replace(outcome, cause="Preempted", message=outcome.message or "preempted; what is done so far is kept")
     if outcome.cause != "Infrastructure":
         return outcome
-    return replace(
-        outcome, cause="Preempted", message=f"preempted before a checkpoint was committed: {outcome.message}"
-    )
+    why = f"preempted before a checkpoint was committed: {outcome.message}"
+    return replace(outcome, cause="Preempted", message=why)
 
 
 def _preempted(stop_file: Path) -> bool:
