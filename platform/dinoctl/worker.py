@@ -22,7 +22,7 @@ from dinoctl.handover.attempt import PREEMPTED, Attempt
 from dinoctl.handover.attempts import AttemptStore
 from dinoctl.handover.capture import accompanied
 from dinoctl.handover.claim import claim
-from dinoctl.handover.outcome import Outcome, classify, is_echo, telling
+from dinoctl.handover.outcome import Outcome
 from dinoctl.spec.errors import EnvironmentProblem
 from dinoctl.stages import STAGES
 
@@ -87,12 +87,15 @@ def _claimed(store: AttemptStore) -> bool:
 
 
 def _taken(attempt: Attempt, outcome: Outcome) -> Outcome:
-    """A failure of the machines, once their end was announced, is that end."""
-    if outcome.cause != "Infrastructure" or outcome.environment or not _preempted(attempt.stop_file):
+    """A failure of the machines, once their end was announced, is that end; and so is a stop."""
+    if outcome.environment or not _preempted(attempt.stop_file):
         return outcome
-    return replace(
-        outcome, cause="Preempted", message=f"preempted before a checkpoint was committed: {outcome.message}"
-    )
+    if outcome.phase == "stopped":
+        return replace(outcome, cause="Preempted", message=outcome.message or "preempted; what is done so far is kept")
+    if outcome.cause != "Infrastructure":
+        return outcome
+    why = f"preempted before a checkpoint was committed: {outcome.message}"
+    return replace(outcome, cause="Preempted", message=why)
 
 
 def _preempted(stop_file: Path) -> bool:
@@ -118,20 +121,7 @@ def _run(attempt: Attempt, path: Path) -> Outcome:
         return _alone(attempt)
     except BaseException as error:
         traceback.print_exc()
-        return _failed(AttemptStore.of(attempt), error)
-
-
-def _failed(store: AttemptStore, error: BaseException) -> Outcome:
-    """In the words of the rank that failed first. One that was killed could say nothing; of it Ray knows."""
-    told = store.rank_errors()
-    said = telling(told.values())
-    silent = [rank for rank in getattr(error, "worker_failures", {}) if rank not in told]
-    if silent and (said is None or is_echo(said)):
-        rank, nodes = min(silent), store.nodes()
-        node = nodes[rank] if rank < len(nodes) else ""
-        message = f"rank {rank}{node and f' on {node}'} was killed, or its machine is gone"
-        return Outcome(store.number, "failed", "Infrastructure", message, node=node)
-    return said or classify(store.number, error)
+        return AttemptStore.of(attempt).failed(error)
 
 
 def _alone(attempt: Attempt) -> Outcome:

@@ -31,6 +31,7 @@ _COMPUTE = {
     "engine": {"name": "deepspeed", "zeroStage": 3},
 }
 _STEPS = {"digits-pretrain": 300, "digits-highres": 20, "digits-distill": 60}
+_EVERY_STEPS = 20
 _KUEUE = "kueue.x-k8s.io"
 
 
@@ -52,7 +53,7 @@ def _documents(path: Path) -> Path:
             schedules["learningRate"]["warmupSteps"] = 30
         spec["gate"].update(min=0.2)
         del spec["gate"]["aboveRandom"]
-        spec["policy"]["checkpoint"].update(everySteps=20)
+        spec["policy"]["checkpoint"].update(everySteps=_EVERY_STEPS)
     with path.open("w") as file:
         yaml.dump_all(documents, file)
     return path
@@ -191,6 +192,7 @@ def test_a_family_is_trained_and_promoted_whatever_happens_to_its_machines(relea
     assert started is not None
     assert started >= saved, "the second attempt did not begin from the last checkpoint"
 
+    reached = release.status("digits-pretrain")["step"]
     kube.kubectl("delete", "pod", _worker(release), "-n", namespace, "--grace-period=0", "--force")
     release.until(
         lambda: release.status("digits-pretrain").get("failures", {}).get("infrastructure"), "the loss went unseen"
@@ -203,6 +205,8 @@ def test_a_family_is_trained_and_promoted_whatever_happens_to_its_machines(relea
         key: value for key, value in pretrain["failures"].items() if key == "application" and value == 0
     }
     assert pretrain["attempt"] == 3
+    third = pretrain["lifecycle"]["attempts"][-1]["startStep"]
+    assert third >= reached - _EVERY_STEPS, "a loss without warning costs the steps since the last checkpoint"
     _promoted(release)
     _explained(release)
 
@@ -251,4 +255,6 @@ def _explained(release: Release) -> None:
     report = release.dinoctl("explain", "digits-pretrain", "-n", namespace)
     print(report)
     assert "attempt 2" in report
-    print(release.dinoctl("events", "digits-pretrain", "-n", namespace))
+    told = release.dinoctl("events", "digits-pretrain", "-n", namespace)
+    print(told)
+    assert "RayJobEdited" not in told, "what KubeRay and Kueue change is no edit"

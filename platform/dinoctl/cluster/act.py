@@ -2,11 +2,12 @@
 be cut off after any request.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dinoctl.cluster.bounded import Bounded
 from dinoctl.cluster.edited import digest
-from dinoctl.cluster.errors import Exists, Forbidden, Invalid, NotFound
+from dinoctl.cluster.errors import Exists, Forbidden, Invalid, NotFound, Unavailable
 from dinoctl.cluster.lives import mark_life
 from dinoctl.cluster.objects import attempt_of, deleting, key_of, owned_by, owner_of, uid_of
 from dinoctl.cluster.protocol import Api, Object
@@ -47,7 +48,7 @@ class Hands:
 
     api: Api
     view: View
-    bounded: Callable[[Callable[[], None]], None]
+    bounded: Bounded
 
     def start(self, body: Object, record: Record, job: ResolvedJob, profile: Profile, number: int) -> None:
         """The objects of an attempt, its RayJob last.
@@ -58,7 +59,8 @@ class Hands:
         assert record.status is not None  # noqa: S101 - an attempt was intended
         key, first = key_of(body), record.status.first_attempt
         self._queue(key.namespace, profile)
-        self.bounded(lambda: mark_life(open_storage(_parent(record.storage)), first, job.spec_hash, uid_of(body)))
+        uri, uid = _parent(record.storage), uid_of(body)
+        self.bounded(uri, lambda: mark_life(open_storage(uri), first, job.spec_hash, uid))
         self.api.apply(CONFIGMAPS, key.namespace, Snapshot(record.life, job, body["spec"]).body(body))
         attempt = _attempt(body, record, job, profile, number)
         *before, rayjob = render(attempt, profile, owner_of(body), record.excluded)
@@ -66,6 +68,31 @@ class Hands:
             self._apply(key.namespace, one)
         annotations = {**(rayjob["metadata"].get("annotations") or {}), names.RENDERED: digest(rayjob)}
         self._create(body, {**rayjob, "metadata": {**rayjob["metadata"], "annotations": annotations}})
+
+    def missing(self, body: Object, record: Record, number: int, *, starting: bool) -> list[str]:
+        """ConfigMaps of a live attempt that somebody deleted. ``starting``: its pods may still need their document."""
+        namespace, job = key_of(body)
+        progress = names.progress_name(job)
+        asked = [progress] if self.view.progress.get(namespace, progress) is None else []
+        if starting and record.status is not None:
+            asked.append(names.rayjob_name(job, record.status.spec_hash, number))
+        return [name for name in asked if not self._there(namespace, name)]
+
+    def restore(
+        self, body: Object, record: Record, job: ResolvedJob, profile: Profile, number: int, maps: Sequence[str]
+    ) -> None:
+        """Makes them again."""
+        attempt = _attempt(body, record, job, profile, number)
+        for one in render(attempt, profile, owner_of(body), record.excluded):
+            if one["kind"] == CONFIGMAPS.kind and one["metadata"]["name"] in maps:
+                self._apply(key_of(body).namespace, one)
+
+    def _there(self, namespace: str, name: str) -> bool:
+        try:
+            self.api.get(CONFIGMAPS, namespace, name)
+        except NotFound:
+            return False
+        return True
 
     def stop(self, body: Object, record: Record, number: int, *, force: bool) -> None:
         """Deletes an attempt's RayJob, so that its pods save and end; with ``force``, kills them."""
@@ -147,6 +174,11 @@ class Hands:
             raise Held("KubeRayMissing", _ASK.format("KubeRay", "a RayJob")) from None
         except Invalid as error:
             raise Held("RayJobRefused", f"the cluster refuses RayJob {name}: {error.message}") from None
+        except Unavailable as error:
+            if "failed calling webhook" not in error.message:
+                raise
+            text = f"nobody answers who has to check RayJob {name}; do Kueue and KubeRay run? {error.message}"
+            raise Held("RayJobRefused", text) from None
 
 
 _ASK = "{0} is not installed in this cluster, but this job needs it for {1}; ask the administrator"

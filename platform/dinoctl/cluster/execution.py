@@ -11,7 +11,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dinoctl.cluster.objects import condition, deleting, seconds
+from dinoctl.cluster.objects import condition, deleting
 from dinoctl.cluster.pods import alive, complaint
 from dinoctl.cluster.protocol import Object
 from dinoctl.handover.outcome import Outcome
@@ -107,6 +107,8 @@ def _cause(outcome: Outcome | None, otherwise: Cause | None, message: str) -> tu
     cause = Cause(outcome.cause) if known else default
     if otherwise is Cause.PREEMPTED and cause in (Cause.STOPPED, Cause.INFRASTRUCTURE):
         cause = Cause.PREEMPTED  # what breaks while machines go away is no fault of theirs
+    if cause is Cause.STOPPED and outcome.phase == "failed":
+        cause = Cause.PREEMPTED  # a newer attempt fenced it off, or it was ended by hand: free, but not at once again
     return cause, outcome.message or message
 
 
@@ -117,8 +119,3 @@ def _queued(workload: Object | None) -> str:
         if found.get("message") and (kind == "Evicted") == (found.get("status") == "True"):
             return str(found["message"])
     return "waiting for Kueue" if workload else "Kueue has not looked at it yet"
-
-
-def queued_since(rayjob: Object) -> float | None:
-    """When it was created."""
-    return seconds(rayjob["metadata"].get("creationTimestamp"))

@@ -59,11 +59,17 @@ class Kin:
             if self._parents.get(key, ()) == new:
                 return
             for name in self._parents.pop(key, ()):
-                self._children.get(Key(key.namespace, name), set()).discard(key.name)
+                self._leave(Key(key.namespace, name), key.name)
             for name in new:
                 self._children.setdefault(Key(key.namespace, name), set()).add(key.name)
             if new:
                 self._parents[key] = new
+
+    def _leave(self, parent: Key, child: str) -> None:
+        children = self._children.get(parent, set())
+        children.discard(child)
+        if not children:
+            self._children.pop(parent, None)
 
     def children(self, key: Key) -> list[str]:
         """Names of the jobs that refer to this one."""

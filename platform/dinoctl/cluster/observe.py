@@ -7,20 +7,20 @@ ended, between attempts, and at this process's first look at a job; of running o
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
+from dinoctl.cluster.bounded import Bounded
 from dinoctl.cluster.edited import edited
 from dinoctl.cluster.errors import ApiError, NotFound
 from dinoctl.cluster.execution import eviction, execution, finished, took_machines
-from dinoctl.cluster.objects import attempt_of, deleting, key_of, owned_by, uid_of
+from dinoctl.cluster.objects import Key, attempt_of, deleting, key_of, owned_by, uid_of
 from dinoctl.cluster.protocol import Api, Object
 from dinoctl.cluster.record import Record
 from dinoctl.cluster.resources import RAYJOBS
 from dinoctl.cluster.tracking_child import TrackingProblem
 from dinoctl.cluster.view import View
-from dinoctl.data.errors import DataError, StorageError
+from dinoctl.data.errors import StorageError
 from dinoctl.data.storage import open_storage
 from dinoctl.handover.attempts import AttemptStore
 from dinoctl.handover.judgement import Champions
@@ -30,12 +30,12 @@ from dinoctl.handover.promotion import compares
 from dinoctl.lifecycle import Attempt, Execution, LedgerHead, Observed, ParentView, Phase, Progress
 from dinoctl.results import Results, read_results
 from dinoctl.spec import names
+from dinoctl.spec.errors import EnvironmentProblem, UserError
 from dinoctl.spec.resolve import ResolvedJob
 
-T = TypeVar("T")
 Ask = Callable[[ResolvedJob], Champions]
-_STORAGE_S = 20.0
-"""How long a look waits for storage; the storage itself goes on trying for longer."""
+UNREADABLE = (StorageError, TrackingProblem, ValueError, TypeError, KeyError)
+"""What reading results ends in when storage or tracking server don't answer, or a file there is damaged."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Eyes:
 
     api: Api
     view: View
-    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(32, thread_name_prefix="storage"))
-    _known: set[str] = field(default_factory=set)
+    bounded: Bounded = field(default_factory=Bounded)
+    _known: dict[Key, str] = field(default_factory=dict)
 
     def look(
         self,
@@ -96,26 +96,23 @@ class Eyes:
             output=results.output if results else None,
             evidence=results.evidence if results else None,
             promotion=record.promotion,
+            refused=record.refused,
             results_known=results is not None,
             finalized=record.finalized == record.life,
             after=status.revision if status else None,
         )
         return replace(look, observed=observed, unreadable=unreadable or look.unreadable)
 
-    def forget(self) -> None:
-        """Looks at storage again, once a job."""
-        self._known.clear()
+    def forget(self, key: Key | None = None) -> None:
+        """Looks at storage again, once a job; ``key``: at that of this one, or it is gone."""
+        if key is None:
+            self._known.clear()
+        else:
+            self._known.pop(key, None)
 
     def close(self) -> None:
         """Waits for nobody."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def bounded(self, call: Callable[[], T]) -> T:
-        """Storage's answer, or StorageError when it takes too long."""
-        try:
-            return self._pool.submit(call).result(_STORAGE_S)
-        except TimeoutError:
-            raise StorageError(f"storage gave no answer within {_STORAGE_S:g} s") from None
+        self.bounded.close()
 
     def _attempt(self, look: Look, body: Object, record: Record, live: Attempt, now: float) -> Look:
         try:
@@ -132,10 +129,10 @@ class Eyes:
         if rayjob is None or took or on_record or finished(rayjob):
             try:
                 outcome = self._outcome(record, live)
-            except StorageError as error:
-                unknown = Execution(live.number, Phase.UNKNOWN, now, message=str(error))
+            except UNREADABLE as error:
+                unknown = Execution(live.number, Phase.UNKNOWN, now, message=_told(error))
                 blind = Observed(executions=(unknown,))
-                return replace(look, observed=blind, rayjob=rayjob, pods=pods, took=took, unreadable=str(error))
+                return replace(look, observed=blind, rayjob=rayjob, pods=pods, took=took, unreadable=_told(error))
         training = [pod for pod in pods if (pod["metadata"]["labels"]).get(names.ROLE) != "submitter"]
         seen = execution(rayjob, workload, training, outcome, live, now, on_record or None)
         changed = rayjob is not None and edited(rayjob)
@@ -174,10 +171,10 @@ class Eyes:
         return found
 
     def _outcome(self, record: Record, live: Attempt) -> Outcome | None:
-        """Raises StorageError."""
+        """Raises one of UNREADABLE."""
         if not record.storage:
             return None
-        return self.bounded(lambda: AttemptStore(open_storage(record.storage), live.number).outcome())
+        return self.bounded(record.storage, lambda: AttemptStore(open_storage(record.storage), live.number).outcome())
 
     def _results(
         self, body: Object, record: Record, job: ResolvedJob | None, champions: Ask, seen: Execution | None
@@ -189,12 +186,12 @@ class Eyes:
             return None, "the document that this life began with is lost"
         try:
             storage = open_storage(record.storage)
-            measured = compares(job) and self.bounded(lambda: read_evidence(storage)) is not None
+            measured = compares(job) and self.bounded(record.storage, lambda: read_evidence(storage)) is not None
             present = champions(job) if measured else {}
-            results = self.bounded(lambda: read_results(job, storage, present))
-        except (DataError, TrackingProblem, ValueError, TypeError) as error:
-            return None, str(error)
-        self._known.add(uid_of(body))
+            results = self.bounded(record.storage, lambda: read_results(job, storage, present))
+        except UNREADABLE as error:
+            return None, _told(error)
+        self._known[key_of(body)] = uid_of(body)
         return results, ""
 
     def _asks_storage(self, body: Object, record: Record, seen: Execution | None) -> bool:
@@ -206,7 +203,7 @@ class Eyes:
             return True
         if seen is None or seen.phase is Phase.UNKNOWN:
             return False
-        return not seen.alive or uid_of(body) not in self._known
+        return not seen.alive or self._known.get(key_of(body)) != uid_of(body)
 
     def _report(self, body: Object) -> Mapping[str, Any]:
         """What the workers tell."""
@@ -218,6 +215,11 @@ class Eyes:
             return {}
         mine = found is not None and owned_by(found, uid_of(body))
         return report if mine and isinstance(report, dict) else {}
+
+
+def _told(error: Exception) -> str:
+    """A damaged file's own error says little without its class."""
+    return str(error) if isinstance(error, EnvironmentProblem | UserError) else f"{type(error).__name__}: {error}"
 
 
 def _workload(found: Sequence[Object]) -> Object | None:

@@ -52,7 +52,7 @@ def _complaints(pod: Object) -> Iterator[str]:
 
 def suspect(pods: Sequence[Object]) -> str:
     """The one node on which something broke; nothing when there is none, or more than one."""
-    broken = {str(node) for pod in pods if _broke(pod) and (node := (pod.get("spec") or {}).get("nodeName"))}
+    broken = {str(node) for pod in pods if broke(pod) and (node := (pod.get("spec") or {}).get("nodeName"))}
     return broken.pop() if len(broken) == 1 else ""
 
 
@@ -61,7 +61,8 @@ def nodes_of(pods: Sequence[Object]) -> set[str]:
     return {str(node) for pod in pods if (node := (pod.get("spec") or {}).get("nodeName"))}
 
 
-def _broke(pod: Object) -> bool:
+def broke(pod: Object) -> bool:
+    """Something in it, or its node, ended badly."""
     status: Mapping[str, Any] = pod.get("status") or {}
     if status.get("reason") in _LOST:
         return True

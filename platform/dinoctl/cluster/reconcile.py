@@ -5,6 +5,7 @@ nothing is done on the word of an object that is not the newest: whoever comes s
 process may be killed after any request, two of them may work at once, and caches may lag.
 """
 
+import random
 import threading
 import time
 from collections import OrderedDict
@@ -27,13 +28,15 @@ from dinoctl.cluster.resources import CONFIGMAPS
 from dinoctl.cluster.round import Round
 from dinoctl.cluster.snapshot import Snapshot, read_snapshot
 from dinoctl.cluster.tools import Tools
-from dinoctl.cluster.tracking_child import Tracking
+from dinoctl.cluster.tracking_child import Busy, Tracking
 from dinoctl.cluster.view import View
 from dinoctl.lifecycle import Cause
 from dinoctl.spec import names
 from dinoctl.spec.profile import OperatorConfig
 
 _SNAPSHOTS = 512
+_BUSY_S = 10.0
+"""Until a job asks the tracking server again that found others before it."""
 
 
 class Counters(Protocol):
@@ -66,7 +69,7 @@ class Reconciler:
             eyes,
             Hands(api, view, eyes.bounded),
             Events(api),
-            Reports(api, view),
+            Reports(api),
             tracking,
             self._documents,
         )
@@ -94,13 +97,13 @@ class Reconciler:
         body = self._view.jobs.get(*key)
         self._kin.learn(Key(*key), body)
         if body is None:
+            self._tools.eyes.forget(Key(*key))
             return None
         now = self._clock()
         try:
             record = read_record(body)
         except ValueError as error:
-            text = f"{error}; the job is left alone until somebody clears its status"
-            self._tools.events.say(body, Happening("StatusUnreadable", text, warning=True), now)
+            self._left_alone(body, error, now)
             return None
         if deleting(body):
             if not finalizer.holds(body):
@@ -110,13 +113,25 @@ class Reconciler:
                 return None
         elif _done(body, record):
             finalizer.take(self._api, self._view, body)
+            self._tools.reports.want(body, record, ())
             return None
         return self._round(body, record, now)
+
+    def _left_alone(self, body: Object, error: ValueError, now: float) -> None:
+        if deleting(body) and finalizer.abandoned(body):
+            finalizer.take(self._api, self._view, body)
+            return
+        text = f"{error}; the job is left alone until somebody clears its status"
+        if deleting(body):
+            text += f", or deletes it for good with the annotation {names.ABANDON}=true"
+        self._tools.events.say(body, Happening("StatusUnreadable", text, warning=True), now)
 
     def _round(self, body: Object, record: Record, now: float) -> float | None:
         work = Round(self._tools, body, record, now)
         try:
             return work.run()
+        except Busy:
+            return _BUSY_S * random.uniform(0.5, 1.5)  # noqa: S311 - spreads load
         finally:
             self._count(record, work.record)
 

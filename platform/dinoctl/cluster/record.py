@@ -26,9 +26,9 @@ class Preempted:
 
 @dataclass(frozen=True)
 class Record:
-    """``outputs``: where the parents of this life left theirs; ``finalized``: the life whose run is closed;
-    ``strikes``: infrastructure failures by node; ``nodes``: some that the job was on; ``restart``: token of the last
-    one that was done.
+    """``outputs``: where the parents of this life left theirs; ``refused``: why the output was not promoted after all;
+    ``finalized``: the life whose run is closed; ``strikes``: infrastructure failures by node; ``nodes``: some that the
+    job's ranks were on; ``restart``: token of the last one that was done.
     """
 
     status: Status | None = None
@@ -38,6 +38,7 @@ class Record:
     outputs: Mapping[str, str] = field(default_factory=dict)
     preempted: Preempted | None = None
     promotion: Promotion | None = None
+    refused: str = ""
     finalized: str = ""
     strikes: Mapping[str, int] = field(default_factory=dict)
     excluded: tuple[str, ...] = ()
@@ -60,6 +61,7 @@ class Record:
             "outputs": dict(self.outputs),
             "preempted": self.preempted and {"attempt": self.preempted.attempt, "message": self.preempted.message},
             "promotion": self.promotion and _fields(self.promotion),
+            "refused": self.refused,
             "finalized": self.finalized,
             "nodes": list(self.nodes),
         }
@@ -86,6 +88,7 @@ def read_record(body: Object) -> Record:
             outputs=own.get("outputs", {}),
             preempted=preempted and Preempted(preempted["attempt"], preempted["message"]),
             promotion=promotion and Promotion(**promotion),
+            refused=own.get("refused", ""),
             finalized=own.get("finalized", ""),
             strikes=status.get("strikes", {}),
             excluded=tuple(status.get("excludedNodes", ())),

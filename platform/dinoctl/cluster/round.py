@@ -8,20 +8,21 @@ from dinoctl.cluster import finalizer
 from dinoctl.cluster.act import Held, storage_of
 from dinoctl.cluster.errors import Conflict, Forbidden, Invalid
 from dinoctl.cluster.events import Happening, happenings, troubled
-from dinoctl.cluster.failures import blame, ended
-from dinoctl.cluster.family import outputs_of, see_parents
+from dinoctl.cluster.failures import ended
+from dinoctl.cluster.family import see_parents
 from dinoctl.cluster.lives import find_life
 from dinoctl.cluster.objects import condition, deleting, uid_of
-from dinoctl.cluster.observe import Look
+from dinoctl.cluster.observe import UNREADABLE, Look
 from dinoctl.cluster.protocol import Object
-from dinoctl.cluster.record import Preempted, Record
+from dinoctl.cluster.record import Record
+from dinoctl.cluster.remember import at_work, begins, held, remember, starting
 from dinoctl.cluster.resources import DINOJOBS
 from dinoctl.cluster.status import Picture, Trouble, merge_patch, status_of
 from dinoctl.cluster.timing import next_look, only_progress
 from dinoctl.cluster.tools import Tools
 from dinoctl.cluster.tracking_child import Tracking, TrackingProblem
 from dinoctl.cluster.wishes import job_of, read_wishes
-from dinoctl.data.errors import DataError
+from dinoctl.data.errors import DataError, StorageError
 from dinoctl.data.storage import open_storage
 from dinoctl.handover.judgement import Champions
 from dinoctl.handover.runs import RunKey, life_key, life_name, run_key
@@ -44,6 +45,7 @@ from dinoctl.lifecycle import (
 from dinoctl.results import read_results
 from dinoctl.spec.resolve import ResolvedJob
 
+EDITED = "somebody changed its RayJob"
 _AGAIN_S = 30.0
 """Between two tries of what only somebody else can mend."""
 _SOON_S = 0.2
@@ -75,25 +77,28 @@ class Round:
             what = self._look.unreadable
             self._trouble = Trouble(ConditionType.HEALTHY, "ResultsUnreadable", what, "Unknown", "Unknown")
         decision = decide(job, record.status, self._look.observed, self._now)
-        if _begins(record.status, decision.status):
+        if begins(record.status, decision.status):
             found = self._life(record, job)
             if found is None:
                 self._save(self.record)
                 return _AGAIN_S
             record, decision = found
-        return self._proceed(self._remember(record, decision.status), decision.actions, job)
+        after = remember(self._tools.view, self._namespace, self.record, record, decision.status, self._look)
+        return self._proceed(after, decision.actions, job)
 
     def _proceed(self, after: Record, actions: Sequence[Action], job: Job) -> float:
         before, took = self.record, self._look.took
         effects = [action for action in actions if not isinstance(action, Wait)]
         if any(isinstance(action, StartAttempt) for action in effects):
-            self._trouble = self._trouble or _held(self._body)
+            self._trouble = self._trouble or held(self._body)
             self._body = finalizer.put(self._tools.api, self._tools.view, self._body)
         self._save(after, lazily=not (effects or took))
         waits = [wait for action in effects if (wait := self._act(action)) is not None]
         if took and after.preempted:  # before Kueue admits it again: an attempt runs once
             self._confirm()
             self._tools.hands.stop(self._body, after, after.preempted.attempt, force=False)
+        if not effects:
+            self._restore()
         if ended(before, after):
             self._tools.hands.tidy(self._body, after, self._tools.config.keep_attempts)
         self._tools.reports.want(self._body, self.record, self._look.pods)
@@ -122,29 +127,19 @@ class Round:
         assert resolved is not None and profile is not None  # noqa: S101, PT018 - else nothing begins
         base, bounded = storage_of(self._body, resolved, profile), self._tools.eyes.bounded
         try:
-            life = bounded(lambda: find_life(open_storage(base), job.spec_hash))
+            life = bounded(base, lambda: find_life(open_storage(base), job.spec_hash))
             storage = f"{base}/{life_name(life.first_attempt)}"
             if life.first_attempt < life.next_attempt:
                 champions = self._champions(resolved)
-                found = bounded(lambda: read_results(resolved, open_storage(storage), champions))
+                found = bounded(base, lambda: read_results(resolved, open_storage(storage), champions))
                 observed = replace(observed, head=found.head, output=found.output, evidence=found.evidence)
-        except (DataError, TrackingProblem, ValueError) as error:
+        except UNREADABLE as error:
             self._trouble = Trouble(ConditionType.ADMITTED, "StorageUnreadable", str(error))
             return None
         start = record.status or Status(job.spec_hash)
         start = replace(start, first_attempt=life.first_attempt, next_attempt=life.next_attempt)
         record = replace(record, status=start, storage=storage)
         return record, decide(job, start, replace(observed, after=start.revision), self._now)
-
-    def _remember(self, record: Record, status: Status) -> Record:
-        look, live = self._look, record.status.live if record.status else None
-        after = replace(record, status=status, run_id=look.run_id or record.run_id)
-        if status.began_at is not None and not record.begun:
-            parents = [pin.name for pin in status.parents]
-            after = replace(after, outputs=outputs_of(self._tools.view, self._namespace, parents))
-        if look.took and live and not (after.preempted and after.preempted.attempt == live.number):
-            after = replace(after, preempted=Preempted(live.number, look.eviction))
-        return blame(self.record, after, look)
 
     def _save(self, after: Record, *, lazily: bool = False) -> None:
         """Compare and set. What says nothing new isn't written, and what only counts steps waits its turn."""
@@ -219,10 +214,24 @@ class Round:
             self._trouble = error.trouble
         except (Forbidden, Invalid) as error:
             self._trouble = Trouble(ConditionType.ADMITTED, "Refused", str(error))
-        except DataError as error:
+        except (DataError, StorageError) as error:
             self._trouble = Trouble(ConditionType.ADMITTED, "StorageUnreadable", str(error))
         self._save(self.record)
         return _AGAIN_S
+
+    def _restore(self) -> None:
+        """Without its document no pod starts, and without the other map nobody hears of its progress any more."""
+        job, profile = self._wishes.of_life(self.record.status), self._wishes.profile
+        number, hands = at_work(self.record, self._look), self._tools.hands
+        if number is None or job is None or profile is None:
+            return
+        maps = hands.missing(self._body, self.record, number, starting=starting(self.record, self._look, self._now))
+        if not maps:
+            return
+        self._confirm()
+        hands.restore(self._body, self.record, job, profile, number, maps)
+        said = f"somebody deleted ConfigMap {' and '.join(maps)}; it is made again"
+        self._say(Happening("ConfigMapRestored", said, warning=True, key=str(self._now)))
 
     def _promote(self) -> float:
         job = self._wishes.of_life(self.record.status)
@@ -236,6 +245,8 @@ class Round:
             return _AGAIN_S
         if made["promotion"] is not None:
             self._save(replace(self.record, promotion=Promotion(**made["promotion"]), run_id=made["runId"]))
+        elif made.get("refused"):
+            self._save(replace(self.record, refused=made["refused"], run_id=made["runId"]))
         return _SOON_S
 
     def _finalize(self, complete: bool) -> float:
@@ -282,21 +293,3 @@ class Round:
 
     def _say(self, what: Happening) -> None:
         self._tools.events.say(self._body, what, self._now)
-
-
-EDITED = "somebody changed its RayJob"
-_HELD = ("KubeRayMissing", "KueueMissing", "QueueMissing", "NameTaken", "RayJobRefused", "Refused", "StorageUnreadable")
-
-
-def _held(body: Object) -> Trouble | None:
-    """What held the start up last time: said on until it succeeds."""
-    found = condition(body, ConditionType.ADMITTED)
-    if found.get("reason") not in _HELD:
-        return None
-    return Trouble(ConditionType.ADMITTED, str(found["reason"]), str(found.get("message")))
-
-
-def _begins(before: Status | None, after: Status) -> bool:
-    """The very first attempt of an object that has no life yet."""
-    new = before is None or (before.began_at is None and before.next_attempt == 1)
-    return new and after.began_at is not None

@@ -45,7 +45,7 @@ def only_progress(before: Status | None, after: Status | None, patch: Mapping[st
     still = replace(after, progress=before.progress, head=before.head, conditions=before.conditions)
     if still != before or _facts(before) != _facts(after):
         return False
-    return after.progress.at - before.progress.at < _PROGRESS_S
+    return 0.0 <= after.progress.at - before.progress.at < _PROGRESS_S  # a worker's clock may be set back
 
 
 def _facts(status: Status) -> list[tuple[Any, ...]]:

@@ -6,9 +6,11 @@ Everything it does may be done twice, so a child that is killed at the time-out 
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -24,6 +26,13 @@ from dinoctl.spec.resolve import ResolvedJob
 from dinoctl.tracking.gate import Champion
 
 _MARK = "dinoctl-tracking:"
+_ADDRESS = re.compile(r"<(?:\w+\.)*(\w+) object at 0x[0-9a-f]+>")
+_CHILDREN = threading.BoundedSemaphore(2)
+"""At a time: each holds MLflow, some 200 MB of the operator's memory, and one of its threads."""
+
+
+class Busy(Exception):
+    """As many children work as may; nothing was done. Worth another try in some seconds."""
 
 
 class TrackingProblem(EnvironmentProblem):
@@ -44,7 +53,9 @@ class Tracking:
         return {name: one and Champion(**one) for name, one in found["champions"].items()}
 
     def promote(self, job: ResolvedJob, storage: str, key: RunKey) -> Mapping[str, Any]:
-        """Registers the output: ``promotion`` (fields, None where there is nothing) and ``runId``."""
+        """Registers the output: ``promotion`` (fields, None where there is nothing), ``refused`` (why not, where
+        another model has become champion since it was judged), ``runId``.
+        """
         return self._ask({"do": "promote", "job": _plain(job), "storage": storage, "key": asdict(key)})
 
     def close(
@@ -55,6 +66,15 @@ class Tracking:
         return self._ask({**what, "attempts": attempts})
 
     def _ask(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Raises Busy instead of waiting: a tracking server that hangs must not hold up jobs that don't need it."""
+        if not _CHILDREN.acquire(blocking=False):
+            raise Busy(self._told("as many processes as may are waiting for it"))
+        try:
+            return self._asked(request)
+        finally:
+            _CHILDREN.release()
+
+    def _asked(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         text = json.dumps({**request, "uri": self.uri})
         command = [sys.executable, "-m", "dinoctl.cluster.tracking_child"]
         child = subprocess.Popen(  # noqa: S603 - our own interpreter and module
@@ -86,7 +106,9 @@ class Tracking:
         return fields
 
     def _told(self, why: str) -> str:
-        return redacted(f"MLflow at {self.uri} failed: {why}")
+        """The same words for the same trouble, or each try would be news: without the addresses of Python's objects."""
+        plain = _ADDRESS.sub(r"\1", why)
+        return redacted(f"MLflow at {self.uri} failed: {plain}")
 
 
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,7 +120,10 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     key, storage = RunKey(**request["key"]), open_storage(request["storage"])
     run_id = key.ensure(uri, {"dinoctl.stage": job.kind, **job.labels})
     if request["do"] == "promote":
-        made = promotion.promote(uri, job, storage, run_id, promotion.champions(uri, job))
+        try:
+            made = promotion.promote(uri, job, storage, run_id, promotion.champions(uri, job))
+        except promotion.RefusedError as error:
+            return {"promotion": None, "refused": str(error), "runId": run_id}
         return {"promotion": made, "runId": run_id}
     first, last = request["attempts"]
     ship_kept(uri, run_id, storage, first, last)  # what MLflow never took, because it was down when an attempt ended

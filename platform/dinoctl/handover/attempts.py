@@ -14,13 +14,16 @@ scratch directory (where claim and log are the executor's own affair).
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from dinoctl.data.errors import NotFoundError
 from dinoctl.data.storage import Storage, open_storage
 from dinoctl.handover.attempt import Attempt
-from dinoctl.handover.outcome import Outcome, classify, telling
+from dinoctl.handover.outcome import Outcome, classify, is_echo, telling
+from dinoctl.handover.redact import Redactor
 
 ATTEMPTS = "attempts"
 _CLAIM, _DOCUMENT, _OUTCOME, _REFUSED = "claim.json", "attempt.json", "outcome.json", "refused.json"
@@ -40,6 +43,7 @@ class AttemptStore:
 
     def __init__(self, storage: Storage, number: int) -> None:
         self.number, self._at = number, storage.child(f"{ATTEMPTS}/{number:04d}")
+        self._hide: Redactor | None = None
 
     @staticmethod
     def of(attempt: Attempt) -> "AttemptStore":
@@ -47,6 +51,8 @@ class AttemptStore:
         store = AttemptStore(attempt.storage, attempt.number)
         if attempt.cluster is None:
             store._at = open_storage(attempt.scratch)
+        else:  # others read it: it comes into status, events and post-mortem
+            store._hide = Redactor(os.environ, attempt.cluster.secret_env)
         return store
 
     def claim(self, who: Mapping[str, str]) -> bool:
@@ -104,6 +110,20 @@ class AttemptStore:
         found = {key: self._outcome(key) for key in self._at.list(_ERROR)}
         return {int(key[len(_ERROR) :].split(".")[0]): outcome for key, outcome in found.items() if outcome}
 
+    def failed(self, error: BaseException) -> Outcome:
+        """The driver's, in the words of the rank that failed first. One that was killed could say nothing; of it Ray
+        knows.
+        """
+        told = self.rank_errors()
+        said = telling(told.values())
+        silent = [rank for rank in getattr(error, "worker_failures", {}) if rank not in told]
+        if silent and (said is None or is_echo(said)):
+            rank, nodes = min(silent), self.nodes()
+            node = nodes[rank] if rank < len(nodes) else ""
+            message = f"rank {rank}{node and f' on {node}'} was killed, or its machine is gone"
+            return Outcome(self.number, "failed", "Infrastructure", message, node=node)
+        return said or classify(self.number, error)
+
     def write_nodes(self, nodes: Sequence[str]) -> None:
         """By rank."""
         self._at.write(_NODES, json.dumps(list(nodes)).encode())
@@ -156,6 +176,8 @@ class AttemptStore:
             yield from self._at.read(_log(source, chunk)).decode(errors="replace").splitlines()
 
     def _write(self, key: str, outcome: Outcome) -> None:
+        if self._hide is not None:
+            outcome = replace(outcome, message=self._hide.text(outcome.message))
         self._at.write(key, outcome.to_json().encode())
 
     def _outcome(self, key: str) -> Outcome | None:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from dinoctl.handover.attempt import Attempt
 from dinoctl.handover.attempts import AttemptStore
-from dinoctl.handover.log_files import GrowingFile, LogWriter, Redactor
+from dinoctl.handover.log_files import GrowingFile, LogWriter
+from dinoctl.handover.redact import Redactor
 from dinoctl.handover.reports import Reports
 
 _LOOK_S = 0.5

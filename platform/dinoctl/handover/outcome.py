@@ -16,6 +16,13 @@ _PEER = re.compile(
     r"Connection (closed|reset) by peer|Connection refused|Broken pipe|^(RuntimeError: )?\[(?!enforce).*gloo|^Dist\w+:"
 )
 
+# What CUDA says when a GPU, its link or its driver is broken, and not the program.
+_HARDWARE = re.compile(
+    r"uncorrectable (ECC|NVLink) error|GPU is lost|fallen off the bus|hardware (stack )?error|no CUDA-capable device|"
+    r"No CUDA GPUs are|CUDA-capable device\(s\) is/are busy or unavailable|system not yet initialized|"
+    r"CUDA_ERROR_(ECC|NO_DEVICE)|\bXid\b"
+)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -72,7 +79,7 @@ def _classify(attempt: int, error: BaseException) -> Outcome:
         place = f" ({error.filename})" if error.filename else ""
         full = f"no space left{place}; free some, then run the same command again"
         return Outcome(attempt, "failed", "Infrastructure", full, environment=True)
-    if isinstance(error, (OSError, MemoryError)) or _from_ray(error) or _lost_peer(error):
+    if isinstance(error, (OSError, MemoryError)) or _from_ray(error) or _lost_peer(error) or _broken_gpu(error):
         return Outcome(attempt, "failed", "Infrastructure", message)
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
@@ -89,6 +96,10 @@ def _from_ray(error: BaseException) -> bool:
 
 def _lost_peer(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and _PEER.search(f"{type(error).__name__}: {error}") is not None
+
+
+def _broken_gpu(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and _HARDWARE.search(str(error)) is not None
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

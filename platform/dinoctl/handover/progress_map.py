@@ -51,9 +51,9 @@ class ProgressMap:
 
     def _look(self) -> str:
         _, found = self._ask("GET")
-        said = json.loads((found.get("data") or {}).get(KEY) or "{}")
-        if said.get("attempt", 0) > self._attempt:
-            raise ReplacedError(f"attempt {said['attempt']} reports already")
+        newest = _attempt_in((found.get("data") or {}).get(KEY))
+        if newest > self._attempt:
+            raise ReplacedError(f"attempt {newest} reports already")
         return str(found["metadata"]["resourceVersion"])
 
     def _ask(self, method: str, body: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
@@ -74,3 +74,11 @@ class ProgressMap:
             self._version = ""
             raise OSError(f"{method} {self._url}: {status} {fields.get('message', '')}")
         return status, fields
+
+
+def _attempt_in(text: Any) -> int:
+    """Whose news it is; 0 where somebody has written something else there, which is simply replaced."""
+    try:
+        return int(json.loads(text)["attempt"])
+    except (TypeError, ValueError, KeyError):
+        return 0

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from dinoctl.tracking.registry import Registered
 
 
+class RefusedError(ValueError):
+    """The gate refuses the output, judged by the champion that there is now."""
+
+
 def registered_name(promote: Promote, student: str) -> str:
     """Of the model, or of one of several students."""
     return f"{promote.model}-{student}" if student else promote.model
@@ -50,26 +54,43 @@ def promote(
     registered before.
 
     Raises:
-        ValueError: the gate refused.
+        RefusedError: the gate refused, and the output has not been champion before.
     """
     proof, output, gate = read_evidence(storage), read_output(storage), job.spec.gate
     decision = None if proof is None else judge(job, proof, present)
     if proof is None or output is None or decision is None or gate is None or gate.promote is None:
         return None
     if not decision.passed:
-        raise ValueError("not registered, the gate refused: " + "; ".join(decision.reasons))
+        before = _before(uri, job, gate.promote, proof)
+        if not before:
+            raise RefusedError("not registered, the gate refused: " + "; ".join(decision.reasons))
+        return _mark(job, gate.promote, before, output.attempt)
     ledger, done = Ledger(storage.child(CHECKPOINTS)), []
     for name in students(job) or ("",):
         # Before anybody can refer to it.
         pinned = ledger.pin(output.step, f"models:/{registered_name(gate.promote, name)}")
         step = output.step if pinned else None
         done.append(_register(uri, job, gate.promote, name, proof, present, storage.child("export").uri, run_id, step))
+    return _mark(job, gate.promote, done, output.attempt)
+
+
+def _before(uri: str, job: ResolvedJob, wanted: Promote, proof: Evidence) -> "list[Registered]":
+    """The versions of the output, if all of them have had their alias already: done, and overtaken since."""
+    from dinoctl.tracking.registry import promoted
+
+    names = students(job) or ("",)
+    parts = {name: proof.of(name) if name else proof for name in names}
+    found = [promoted(uri, registered_name(wanted, name), wanted.alias, part) for name, part in parts.items()]
+    return [one for one in found if one is not None] if None not in found else []
+
+
+def _mark(job: ResolvedJob, wanted: Promote, done: "list[Registered]", attempt: int) -> dict[str, str | int]:
     return {
         "model": ", ".join(one.model for one in done),
         "version": ", ".join(one.version for one in done),
-        "alias": gate.promote.alias,
+        "alias": wanted.alias,
         "spec_hash": job.spec_hash,
-        "attempt": output.attempt,
+        "attempt": attempt,
     }
 
 

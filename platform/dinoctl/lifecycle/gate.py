@@ -48,6 +48,8 @@ def _judge(scene: Scene) -> Scene:
         return scene.ended(False, Reason.GATE_FAILED, evidence.reason if evidence else "no evidence")
     if not scene.job.promotes:
         return scene.ended(True, Reason.FINISHED, evidence.reason if evidence else "")
+    if scene.observed.refused:
+        return scene.ended(False, Reason.GATE_FAILED, scene.observed.refused)
     promotion = scene.observed.promotion
     if promotion and _ours(scene, promotion):
         done = f"{promotion.model} version {promotion.version} is {promotion.alias}"

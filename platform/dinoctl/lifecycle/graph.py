@@ -1,7 +1,6 @@
-"""Many jobs as one graph: an order to run them in, a cycle if there is one, and each parent as its children see it."""
+"""Many jobs as one graph: a cycle if there is one, and each parent as its children see it."""
 
 from collections.abc import Iterable, Mapping
-from heapq import heapify, heappop, heappush
 
 from dinoctl.lifecycle.conditions import is_false, is_true, settled
 from dinoctl.lifecycle.enums import ConditionType, ParentState
@@ -10,30 +9,6 @@ from dinoctl.lifecycle.types import Job, ParentView, Status
 
 Edges = Mapping[str, Iterable[str]]
 """Each job's name with the names of its parents."""
-
-
-def edges_of(jobs: Iterable[Job]) -> dict[str, tuple[str, ...]]:
-    """Each job with its parents."""
-    return {job.name: job.parents for job in jobs}
-
-
-def order(jobs: Iterable[Job]) -> list[Job]:
-    """Parents before children; among the ready ones, by name, so it is always the same. A cycle is a ValueError."""
-    named = {job.name: job for job in jobs}
-    waiting = {name: {p for p in job.parents if p in named} for name, job in named.items()}
-    ready, done = [name for name, parents in waiting.items() if not parents], list[Job]()
-    heapify(ready)
-    children = _children(waiting)
-    while ready:
-        name = heappop(ready)
-        done.append(named[name])
-        for child in children.get(name, ()):
-            waiting[child].discard(name)
-            if not waiting[child]:
-                heappush(ready, child)
-    if len(done) < len(named):
-        raise ValueError("cycle: " + " -> ".join(find_cycle(waiting) or []))
-    return done
 
 
 def find_cycle(edges: Edges) -> list[str] | None:
@@ -45,16 +20,6 @@ def find_cycle(edges: Edges) -> list[str] | None:
             least = cycle.index(min(cycle))
             return [*cycle[least:], *cycle[: least + 1]]
     return None
-
-
-def descendants(edges: Edges, name: str) -> set[str]:
-    """All jobs that wait for this one, directly or through others."""
-    children, found, rest = _children(edges), set[str](), [name]
-    while rest:
-        fresh = [child for child in children.get(rest.pop(), ()) if child not in found]
-        found.update(fresh)
-        rest.extend(fresh)
-    return found - {name}
 
 
 def parent_views(job: Job, statuses: Mapping[str, Status | None]) -> dict[str, ParentView]:
@@ -84,14 +49,6 @@ def _parent_state(status: Status) -> ParentState:
     if is_true(status, ConditionType.SUSPENDED):
         return ParentState.SUSPENDED
     return ParentState.BLOCKED if settled(status) else ParentState.RUNNING
-
-
-def _children(edges: Edges) -> dict[str, list[str]]:
-    children: dict[str, list[str]] = {}
-    for name in sorted(edges):
-        for parent in edges[name]:
-            children.setdefault(parent, []).append(name)
-    return children
 
 
 def _walk(edges: Edges, start: str, clear: set[str]) -> list[str] | None:

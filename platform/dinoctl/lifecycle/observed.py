@@ -124,6 +124,7 @@ class Observed:
     output: Output | None = None
     evidence: Evidence | None = None
     promotion: Promotion | None = None
+    refused: str = ""  # why it was not promoted: another model became champion after this one was judged
     results_known: bool = True  # False: head, output and evidence could not be read
     finalized: bool = False  # the tracking run of this spec is closed, nothing is left to release
     after: int | None = None  # revision of the status read before looking; None: surely fresh

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from dinoctl.spec.base import Duration, Section, Size, choice
+from dinoctl.spec.errors import redacted
 from dinoctl.spec.sources import Uri
 
 _PINNED = r"^[^@\s]+@sha256:[0-9a-f]{64}$"
@@ -44,6 +45,15 @@ def _own_names(value: dict[str, Any]) -> dict[str, Any]:
     for name in value:
         if name.startswith(_TAKEN):
             raise ValueError(f"variable {name!r}: names of Ray, torch.distributed and dinoctl are set by the operator")
+    return value
+
+
+def _no_password(value: str) -> str:
+    if value.startswith(("http://", "https://")) and redacted(value) != value:
+        names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        raise ValueError(
+            f"{redacted(value)} holds a password, and all who may read a job's maps would; use secretEnv {names}"
+        )
     return value
 
 
@@ -118,7 +128,9 @@ class Profile(Section):
     image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = choice("IfNotPresent", "As in a pod.")
     image_pull_secrets: list[str] = choice([], "Names of Secrets of the job's namespace.")
     storage: Uri = Field(description="Prefix of all outputs; a job gets PREFIX/NAMESPACE/NAME.")
-    tracking_uri: str = Field(description="MLflow server, as pods reach it.", min_length=1)
+    tracking_uri: Annotated[str, AfterValidator(_no_password)] = Field(
+        description="MLflow server, as pods reach it.", min_length=1
+    )
     queue: str | None = choice(None, "Kueue LocalQueue in the job's namespace; null: no queue.", pattern=_DNS)
     priority_class: str | None = choice(None, "Kueue WorkloadPriorityClass.")
     node_selector: dict[Label, LabelValue] = choice({}, "Node labels.")

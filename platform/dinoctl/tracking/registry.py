@@ -87,6 +87,17 @@ def register(
     return Registered(model, str(version.version), alias, found is None, current)
 
 
+def promoted(uri: str, model: str, alias: str, evidence: Evidence) -> Registered | None:
+    """The version of an export, if it has had the alias; a later one may hold it by now."""
+    client = connect(uri)
+    version = of_export(client, model, evidence.checkpoint_hash, evidence.spec_hash)
+    if version is None or version.tags.get(names.promoted(alias)) != "true":
+        return None
+    holder = by_alias(client, model, alias)
+    current = holder is not None and holder.version == version.version
+    return Registered(model, str(version.version), alias, False, current)
+
+
 def champion(uri: str, model: str, alias: str = "champion") -> Champion | None:
     """The version that holds the alias, with the evidence stored on it (none for a version that others made)."""
     version = by_alias(connect(uri), model, alias)

@@ -1,5 +1,6 @@
 """MLflow in a child process, as the operator uses it: a real store, a server that hangs, one that isn't there."""
 
+import json
 import socket
 import time
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from dinoctl.cluster.documents import load_object
-from dinoctl.cluster.tracking_child import Tracking, TrackingProblem
+from dinoctl.cluster.tracking_child import Tracking, TrackingProblem, answer
 from dinoctl.data.storage import open_storage
 from dinoctl.handover.ledger import CHECKPOINTS, Commit, Ledger
 from dinoctl.handover.output import Output, write_output
@@ -78,13 +79,38 @@ def test_promoted_once_and_closed(uri: str, fresh: Fresh, tmp_path: Path) -> Non
     assert run.data.tags["dinoctl.dataset_hash"] == "data-hash"
 
 
-def test_a_refused_model_is_not_registered(uri: str, fresh: Fresh, tmp_path: Path) -> None:
+@pytest.fixture
+def childless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the child does, in this process: it has MLflow already."""
+
+    def ask(self: Tracking, request: dict[str, Any]) -> dict[str, Any]:
+        return answer(json.loads(json.dumps({**request, "uri": self.uri})))
+
+    monkeypatch.setattr(Tracking, "_ask", ask)
+
+
+def test_a_refused_model_is_not_registered(childless: None, uri: str, fresh: Fresh, tmp_path: Path) -> None:
     job = gated(fresh("model"))
     storage = finish(job, tmp_path / "job", accuracy=0.3)
     key = run_key(fresh("team"), job.name, "life")
-    with pytest.raises(TrackingProblem, match=r"the gate refused: knn_top1 0\.3 < 0\.5") as caught:
-        Tracking(uri).promote(job, storage, key)
-    assert "\n" not in str(caught.value)
+    made = Tracking(uri).promote(job, storage, key)
+    why = "not registered, the gate refused: knn_top1 0.3 < 0.5; there is no champion to compare with"
+    assert (made["promotion"], made["refused"]) == (None, why)
+
+
+def test_overtaken_before_and_after_its_promotion(childless: None, uri: str, fresh: Fresh, tmp_path: Path) -> None:
+    """What was champion stays promoted, whoever came after it; what comes too late is refused, and moves no alias."""
+    model = fresh("model")
+    job, tracking, key = gated(model, margin=0.01), Tracking(uri), run_key(fresh("team"), "job", "life")
+    first = tracking.promote(job, finish(job, tmp_path / "first", 0.8), key)
+    assert tracking.promote(job, finish(job, tmp_path / "better", 0.95), key)["promotion"]["version"] == "2"
+    assert tracking.promote(job, open_storage(tmp_path / "first").uri, key) == first
+    late = tracking.promote(job, finish(job, tmp_path / "late", 0.7), key)
+    assert late["promotion"] is None
+    assert "champion version 2 less the margin" in late["refused"]
+    held = tracking.champions(job)[""]
+    assert held is not None
+    assert held.version == "2"
 
 
 def test_no_champion_is_asked_for_where_none_counts() -> None:

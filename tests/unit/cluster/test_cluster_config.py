@@ -37,6 +37,7 @@ def test_a_good_file(tmp_path) -> None:
         (GOOD.replace("@sha256:" + "0" * 64, ":latest"), r":2:3: profiles.a100: image .* has no digest"),
         (GOOD.replace("a100:", "A_100:"), r":2:3: profiles.A_100: must be text like"),
         (GOOD + "defaultProfile: h100\n", r"defaultProfile 'h100' is not among the profiles: a100"),
+        (GOOD.replace("http://", "http://me:pw@"), r":5:5: .*trackingUri: http://mlflow:5000 holds a password"),
         ("profiles: {}\n", "profiles: "),
         ("- a\n", "must be a mapping"),
         ("", "must be one document"),

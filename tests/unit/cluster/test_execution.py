@@ -39,6 +39,7 @@ def workload(kind: str, status: str, message: str) -> Any:
 WAITS = workload("QuotaReserved", "False", "insufficient quota")
 EVICTED = workload("Evicted", "True", "Preempted to accommodate a higher priority Workload")
 STOPPED = Outcome(3, "stopped", "Preempted", "preempted; step 7 committed")
+FENCED = Outcome(3, "failed", "Stopped", "attempt 3 was replaced by attempt 4")
 BUG = Outcome(3, "failed", "Application", "ValueError: no")
 
 
@@ -77,6 +78,7 @@ BUG = Outcome(3, "failed", "Application", "ValueError: no")
             *(None, [], None, True, Phase.FAILED, Cause.INFRASTRUCTURE, "AppFailed: exit 137"),
         ),
         (rayjob("Failed", "FAILED"), None, [], Outcome(3, "failed", "?"), True, Phase.FAILED, Cause.INFRASTRUCTURE, ""),
+        (rayjob("Failed", "FAILED"), None, [], FENCED, True, Phase.FAILED, Cause.PREEMPTED, "replaced by attempt 4"),
         (rayjob("Failed", "FAILED"), None, [], Outcome(3, "stopped", ""), True, Phase.FAILED, Cause.STOPPED, ""),
         (rayjob("ValidationFailed", message="no"), None, [], None, False, Phase.FAILED, Cause.SPEC, "refuses"),
     ],

@@ -1,12 +1,25 @@
 """The class of a failure and the line that shows it, from what ranks, pods and events really say."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pytest
 
-from dinoctl.cluster.postmortem.classify import classify
+from dinoctl.cluster.postmortem.classify import judge
 from dinoctl.cluster.postmortem.failure import ADVICE, Failure, Kind
+from dinoctl.cluster.postmortem.signs import signs
 from dinoctl.handover.outcome import Outcome
+
+
+def classify(
+    logs: Mapping[str, Iterable[str]],
+    pods: Sequence[Any] = (),
+    events: Sequence[Any] = (),
+    outcome: Outcome | None = None,
+) -> Failure:
+    """``logs`` by source, whole."""
+    return judge([sign for source, lines in logs.items() for sign in signs(source, lines)], pods, events, outcome)
+
 
 TRACE = (
     'Traceback (most recent call last):\n  File "/app/dinoctl/training/loop.py", line 88, in run\n    loss.backward()\n'

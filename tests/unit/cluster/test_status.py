@@ -183,6 +183,8 @@ def test_what_may_wait_to_be_written() -> None:
     other = replace(soon, not_before=NOW)
     assert only_progress(before, soon, {"step": 13, "message": "x"})
     assert not only_progress(before, late, {"step": 20})
+    back = replace(before, progress=replace(before.progress, step=20, at=NOW - 3600))
+    assert not only_progress(before, back, {"step": 20}), "the worker's clock was set back"
     assert not only_progress(before, other, {"step": 13})
     assert not only_progress(before, soon, {"step": 13, "runId": "x"})
     assert not only_progress(None, soon, {"step": 13})

@@ -125,3 +125,45 @@ def test_last_metrics(store: AttemptStore) -> None:
     points = [{"step": 1, "time": 2.0, "metrics": {"loss": 3.0}}]
     store.write_metrics(points)
     assert store.metrics() == points
+
+
+def test_no_secret_is_in_what_others_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors quote what they were given; on a cluster they come into status and events."""
+    monkeypatch.setenv("API_TOKEN", "hunter2-hunter2")
+    store = AttemptStore.of(attempt(tmp_path, cluster=CLUSTER))
+    store.write_rank_error(1, ValueError("http://me:pw@host refused hunter2-hunter2"))
+    found = store.rank_errors()[1]
+    assert found.message == "ValueError: http://***@host refused ***"
+
+
+@pytest.mark.parametrize(
+    ("said", "outcome", "expected"),
+    [
+        (
+            "preempted",
+            Outcome(2, "stopped", step=3),
+            ("stopped", "Preempted", "preempted; what is done so far is kept"),
+        ),
+        ("preempted", Outcome(2, "stopped", "Preempted", "step 3"), ("stopped", "Preempted", "step 3")),
+        (
+            *("preempted", Outcome(2, "failed", "Infrastructure", "reset")),
+            ("failed", "Preempted", "preempted before a checkpoint was committed: reset"),
+        ),
+        ("preempted", Outcome(2, "failed", "Application", "a bug"), ("failed", "Application", "a bug")),
+        ("preempted", Outcome(2, "succeeded"), ("succeeded", "", "")),
+        ("", Outcome(2, "stopped"), ("stopped", "", "")),
+        ("", Outcome(2, "failed", "Infrastructure", "reset"), ("failed", "Infrastructure", "reset")),
+        (None, Outcome(2, "failed", "Infrastructure", "reset"), ("failed", "Infrastructure", "reset")),
+    ],
+)
+def test_what_ends_because_the_driver_is_taken_away_is_preempted(
+    tmp_path: Path, said: str | None, outcome: Outcome, expected: tuple[str, str, str]
+) -> None:
+    """``said``: in its stop file, which the preStop hook of its pod writes."""
+    from dinoctl.worker import _taken
+
+    made = attempt(tmp_path, cluster=CLUSTER)
+    if said is not None:
+        made.stop_file.write_text(said)
+    found = _taken(made, outcome)
+    assert (found.phase, found.cause, found.message) == expected

@@ -11,7 +11,8 @@ from dinoctl.data.errors import StorageError
 from dinoctl.data.local import LocalStorage
 from dinoctl.handover import log_files
 from dinoctl.handover.attempts import AttemptStore
-from dinoctl.handover.log_files import GrowingFile, LogWriter, Redactor
+from dinoctl.handover.log_files import GrowingFile, LogWriter
+from dinoctl.handover.redact import Redactor
 
 HIDDEN = [
     ({"AWS_SECRET_ACCESS_KEY": "abcd1234efgh"}, "key abcd1234efgh!", "key ***!"),

@@ -24,6 +24,8 @@ def foreign(module: str, name: str, base: type[BaseException] = Exception) -> ty
 ActorDied = foreign("ray.exceptions", "ActorDiedError")
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:6049. GLHF!"
 TIMED_OUT = "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms for recv"
+ASSERT = "CUDA error: device-side assert triggered"
+ECC = "CUDA error: uncorrectable ECC error encountered"
 MISUSED = "[enforce fail at /pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:446] op.preamble.length <= op.nbytes"
 
 CASES = [
@@ -43,6 +45,14 @@ CASES = [
     (RuntimeError(GLOO), "Infrastructure", False, f"RuntimeError: {GLOO}"),
     (RuntimeError(TIMED_OUT), "Infrastructure", False, f"RuntimeError: {TIMED_OUT}"),
     (torch.distributed.DistBackendError("NCCL error"), "Infrastructure", False, "DistBackendError: NCCL error"),
+    (RuntimeError(ECC), "Infrastructure", False, f"RuntimeError: {ECC}"),
+    (RuntimeError("No CUDA GPUs are available"), "Infrastructure", False, "RuntimeError: No CUDA GPUs are available"),
+    (
+        RuntimeError("CUDA error: device-side assert triggered"),
+        "Application",
+        False,
+        "RuntimeError: CUDA error: device-side assert triggered",
+    ),
     (RuntimeError(MISUSED), "Application", False, f"RuntimeError: {MISUSED}"),
     (ValueError("shape"), "Application", False, "ValueError: shape"),
     (KeyError("name"), "Application", False, "KeyError: 'name'"),

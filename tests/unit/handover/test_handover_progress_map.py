@@ -46,6 +46,13 @@ def test_a_successor_is_not_overwritten(held: ConfigMap, place: ProgressMap) -> 
     assert held.said == {"attempt": 3, "step": 90}
 
 
+@pytest.mark.parametrize("text", ["not JSON", "[]", "3", '{"attempt": null}', '{"step": 1}'])
+def test_what_somebody_wrote_there_by_hand_is_replaced(held: ConfigMap, place: ProgressMap, text: str) -> None:
+    held.data["progress.json"] = text
+    place.write({"attempt": 2, "step": 1})
+    assert held.said == {"attempt": 2, "step": 1}
+
+
 def test_the_token_is_read_each_time(held: ConfigMap, place: ProgressMap) -> None:
     place.write({"attempt": 2, "step": 1})
     (held.credentials / "token").write_text("second-token\n")

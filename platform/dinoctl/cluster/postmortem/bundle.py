@@ -39,6 +39,7 @@ class Case:
     storage_uri: str
     cause: str
     message: str
+    rayjob: str = ""
     pods: Sequence[dict[str, Any]] = ()
     events: Sequence[dict[str, Any]] = ()
     good_attempt: int | None = None

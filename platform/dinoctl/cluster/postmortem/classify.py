@@ -4,7 +4,7 @@ Machines come before programs, because a program whose machine is taken away com
 programs' complaints the one counts that the others are echoes of.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from dinoctl.cluster.postmortem.failure import Failure, Kind
@@ -18,18 +18,8 @@ _BESIDE_THE_POINT = (Kind.PREEMPTED, Kind.IMAGE_PULL, Kind.NODE_LOST)
 """Of machines, where the attempt itself could still say what was wrong with it."""
 
 
-def classify(
-    logs: Mapping[str, Iterable[str]],
-    pods: Sequence[Object] = (),
-    events: Sequence[Object] = (),
-    outcome: Outcome | None = None,
-) -> Failure:
-    """``logs`` by source."""
-    return judge([sign for source, lines in logs.items() for sign in signs(source, lines)], pods, events, outcome)
-
-
 def judge(found: Iterable[Sign], pods: Sequence[Object], events: Sequence[Object], outcome: Outcome | None) -> Failure:
-    """The same of signs that were collected before. ``outcome`` is what the attempt said itself, if it could."""
+    """``found``: in logs. ``outcome`` is what the attempt said itself, if it could."""
     if outcome is not None and outcome.cause == "Preempted":
         return Failure(Kind.PREEMPTED, outcome.message, "outcome", outcome.node)
     said = _said(outcome)
