@@ -178,7 +178,9 @@ def _versions(api: ApiServer, namespace: str, objects: list[tuple[str, str]]) ->
 
 def test_install_upgrade_rollback_uninstall_beside_a_running_job(own: ApiServer, release: Release) -> None:
     api, where = own, release.namespace
-    release("install", "dinoctl", str(CHART), "-f", str(SMALL))
+    said = release("install", "dinoctl", str(CHART), "-f", str(SMALL))
+    assert f"watches: {where}\nProfiles: cpu (every job must name one: spec.profile)\n" in said
+    assert "Only cluster administrators may submit so far: name others in rbac.users." in said
     api.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd/dinojobs.dinoctl.io")
     objects = _running_job(api, where)
     before = _versions(api, where, objects)
