@@ -184,7 +184,7 @@ def test_a_users_list_is_all_and_enough_for_the_command_line(
     patch = ("patch", "dinojob", "digits-pretrain", "-n", where, "--type=merge", "--subresource=status")
     _refused(api, person, *patch, "-p", '{"status": {"state": "Complete"}}')
     _refused(api, person, "get", "secrets", "-n", where)
-    _refused(api, person, "delete", "pods", "--all", "-n", where)
+    _refused(api, person, "delete", "pod", "x", "-n", where)
 
 
 def _moved(objects: list[dict[str, Any]], namespace: str) -> list[dict[str, Any]]:
