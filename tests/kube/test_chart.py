@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from support.chart import CHART, CI, MANIFESTS, ChartError, helm, manifests, template
+from support.chart import CHART, CI, MANIFESTS, ROOT, ChartError, helm, manifests, template
+from support.guides import documents
 from support.kube.apiserver import ApiServer, api_server
 from support.kube.tools import TOOLS
 from support.rendering import PROFILES, attempt, jobs, rendered
@@ -93,6 +94,24 @@ def test_the_api_server_takes_everything(api: ApiServer, namespace: str, case: s
     assert told.count("serverside-applied") == len(made)
 
 
+def test_the_api_server_takes_the_examples_of_the_guide(api: ApiServer, tmp_path: Path) -> None:
+    """Also that its profile's queue is the one that it makes."""
+    found = documents(ROOT / "docs" / "cluster.md")
+    (values,) = (one for one in found if "operator" in one)
+    queues = [one for one in found if one.get("apiVersion", "").startswith("kueue.x-k8s.io/")]
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
+    made = [one for one in _made(tmp_path / "values.yaml") if one["kind"] != "CustomResourceDefinition"]
+    for where in ("vision", "dinoctl-system"):
+        api.namespace(where)
+    listed = json.dumps({"apiVersion": "v1", "kind": "List", "items": [*made, *queues]})
+    told = api.kubectl("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-", input=listed)
+    assert told.count("serverside-applied") == len(made) + len(queues) > len(made) + 3
+    profile = values["operator"]["config"]["profiles"]["a100"]
+    named = {one["kind"]: one["metadata"] for one in queues}
+    assert named["LocalQueue"] == {"name": profile["queue"], "namespace": "vision"}
+    assert named["WorkloadPriorityClass"]["name"] == profile["priorityClass"]
+
+
 @pytest.mark.parametrize("case", ["gpu", "mlflow"])
 def test_pods_of_the_chart_are_restricted(api: ApiServer, case: str) -> None:
     where = api.namespace(labels={"pod-security.kubernetes.io/enforce": "restricted"})
@@ -159,7 +178,9 @@ def _versions(api: ApiServer, namespace: str, objects: list[tuple[str, str]]) ->
 
 def test_install_upgrade_rollback_uninstall_beside_a_running_job(own: ApiServer, release: Release) -> None:
     api, where = own, release.namespace
-    release("install", "dinoctl", str(CHART), "-f", str(SMALL))
+    said = release("install", "dinoctl", str(CHART), "-f", str(SMALL))
+    assert f"watches: {where}\nProfiles: cpu (every job must name one: spec.profile)\n" in said
+    assert "Only cluster administrators may submit so far: name others in rbac.users." in said
     api.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd/dinojobs.dinoctl.io")
     objects = _running_job(api, where)
     before = _versions(api, where, objects)

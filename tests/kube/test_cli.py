@@ -107,6 +107,10 @@ def test_what_may_not_change_any_more_is_told_with_its_line(run: Run, client: Ht
         "error: job.yaml:5:3: spec.pretrain: cannot change once the job has started: it is part of what the job is "
         "(teacher is Running); give it a new name, or restart it when it has ended\n"
     )
+    write(JOB + "  compute: {workers: 2}\n")
+    said = run("submit", file, "-n", namespace)
+    assert said.err.endswith("(teacher is Running): dinoctl suspend teacher, submit again, dinoctl resume teacher\n")
+    write(JOB.replace("100", "200"))
     status(client, namespace, "teacher", attempt=1, state="Failed")
     said = run("submit", file, "--restart", "teacher", "-n", namespace)
     assert said.lines == ["teacher  restarted", "    spec.pretrain.steps was 100, is 200"]
@@ -137,6 +141,7 @@ def test_who_may_not_is_told_so_in_one_line(run: Run, api: ApiServer, namespace:
     assert (said.code, len(said.err.splitlines())) == (3, 1)
     assert "is forbidden" in said.err
     assert "stranger" in said.err
+    assert said.err.endswith("; ask the administrator for it (rbac.users of the chart)\n")
 
 
 def test_a_context_that_is_not_there_is_told_with_those_that_are(run: Run) -> None:

@@ -1,4 +1,6 @@
-"""What the operator's and a worker's tokens may do, and that it is all: the API server's list, and real refusals."""
+"""What the tokens of the operator, a worker and a user may do, and that it is all: the API server's list, and real
+refusals.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ import yaml
 from dinoctl.cluster.connect import connect
 from dinoctl.cluster.resources import RAYJOBS, resource_of
 from support.chart import CI, ROOT, template
+from support.commands import typed
 from support.kube.access import KubectlFailed
 from support.kube.apiserver import ApiServer
 from support.kube.tools import TOOLS
@@ -33,6 +36,16 @@ OPERATOR = {
     "policy poddisruptionbudgets": "create patch delete",
     "rbac.authorization.k8s.io roles": "create patch",
     "rbac.authorization.k8s.io rolebindings": "create patch",
+}
+_READ = "get list watch"
+USER = {
+    "dinoctl.io dinojobs": f"{_READ} create patch delete",
+    "ray.io rayjobs": _READ,
+    "ray.io rayclusters": _READ,
+    "kueue.x-k8s.io workloads": _READ,
+    " pods": _READ,
+    " events": _READ,
+    " pods/log": "get",
 }
 EVERYBODY = {
     ("authorization.k8s.io", "selfsubjectaccessreviews", "", "create"),
@@ -77,7 +90,10 @@ def watched(api: ApiServer) -> tuple[str, str]:
     """The operator's namespace, and one that it watches; the chart's roles are in both."""
     api.apply_crds(ROOT / "manifests" / "crd.yaml")
     own, jobs_ = api.namespace(), api.namespace()
-    text = template(TOOLS["helm"].path, CI / "small.yaml", f"operator.config.namespaces={{{jobs_}}}", namespace=own)
+    settings = [f"operator.config.namespaces={{{jobs_}}}"]
+    person = {"kind": "ServiceAccount", "name": "person", "namespace": jobs_}
+    settings += [f"rbac.users[0].{key}={value}" for key, value in person.items()]
+    text = template(TOOLS["helm"].path, CI / "small.yaml", *settings, namespace=own)
     made = [one for one in yaml.safe_load_all(text) if one]
     api.apply(*(one for one in made if one["kind"] in ("ServiceAccount", "Role", "RoleBinding")))
     return own, jobs_
@@ -137,6 +153,38 @@ def test_the_workers_list_is_all(api: ApiServer, watched: tuple[str, str]) -> No
     _refused(api, worker, "get", "configmaps", "-n", where)
     _refused(api, worker, "get", "secrets", "-n", where)
     _refused(api, worker, "delete", "configmap", "digits-pretrain-progress", "-n", where)
+
+
+def test_a_users_list_is_all_and_enough_for_the_command_line(
+    api: ApiServer,
+    watched: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    _, where = watched
+    person = api.service_account_kubeconfig(where, "person")
+    assert _rules(api, person, where) == _expected(USER)
+    assert _rules(api, person, "default") == EVERYBODY
+
+    monkeypatch.chdir(tmp_path)
+    run, at = typed(monkeypatch, capsys), ("-n", where, "--kubeconfig", str(person))
+    for command in (
+        ("submit", str(ROOT / "jobs" / "digits.yaml")),
+        ("diff", str(ROOT / "jobs" / "digits.yaml")),
+        ("status",),
+        ("events", "digits-pack"),
+        ("suspend", "digits-pack"),
+        ("resume", "digits-pack"),
+        ("cancel", "digits-pack"),
+        ("delete", "digits-pack"),
+    ):
+        said = run(*command, *at)
+        assert said.code == 0, (command, said.err)
+    patch = ("patch", "dinojob", "digits-pretrain", "-n", where, "--type=merge", "--subresource=status")
+    _refused(api, person, *patch, "-p", '{"status": {"state": "Complete"}}')
+    _refused(api, person, "get", "secrets", "-n", where)
+    _refused(api, person, "delete", "pod", "x", "-n", where)
 
 
 def _moved(objects: list[dict[str, Any]], namespace: str) -> list[dict[str, Any]]:

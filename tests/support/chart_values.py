@@ -25,7 +25,10 @@ def values_schema() -> Schema:
             ),
             operator=_operator(config),
             crds=_fields(install=_flag("Whether the definition of DinoJob is part of the release.")),
-            rbac=_fields(create=_flag("Whether roles are made in the watched namespaces.")),
+            rbac=_fields(
+                create=_flag("Whether roles are made in the watched namespaces."),
+                users=_list(_kubernetes("Subject, as in a RoleBinding, that may work with jobs.")),
+            ),
             networkPolicy=_fields(
                 enabled=_flag("Whether network policies are made."),
                 metricsFrom=_list(_kubernetes("Peer that may read metrics.")),

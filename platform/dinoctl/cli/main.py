@@ -44,9 +44,11 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         from dinoctl.spec.errors import EnvironmentProblem, UserError
 
+        if isinstance(error, ModuleNotFoundError):
+            error = EnvironmentProblem(_missing(error)) if _foreign(error) else error
         if isinstance(error, BrokenPipeError):
             sys.exit(141)
         if isinstance(error, OSError) and not isinstance(error, EnvironmentProblem) and error.filename:
@@ -55,6 +57,16 @@ def main() -> None:
             raise
         sys.stderr.write(f"{_red('error')}: {error}\n" if "\n" not in str(error) else f"{error}\n")
         sys.exit(2 if isinstance(error, UserError) else 3)
+
+
+def _foreign(error: ModuleNotFoundError) -> bool:
+    return error.name is not None and error.name.partition(".")[0] != "dinoctl"
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    """The client alone has few packages; which of the others are needed turns out here."""
+    extra = "s3" if error.name in ("boto3", "botocore", "tenacity") else "train"
+    return f"{error.name} is not installed, and this needs it: pip install 'dinoctl[{extra}]'"
 
 
 def _red(text: str) -> str:

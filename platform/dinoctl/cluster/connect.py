@@ -46,7 +46,7 @@ def connect(
         else:
             namespace = _from_file(place, context, configuration)
     except Exception as error:  # a broken file makes the loader raise anything
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise EnvironmentProblem(f"no way to a cluster from {place}: {text}; set KUBECONFIG or --kubeconfig") from error
     return HttpApi(Transport(ApiClient(configuration), counter), namespace, manager, patience)
 

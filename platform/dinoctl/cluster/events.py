@@ -14,7 +14,7 @@ from dinoctl.cluster.protocol import Api, Object
 from dinoctl.cluster.record import Record
 from dinoctl.cluster.resources import EVENTS
 from dinoctl.cluster.status import Trouble, stamp
-from dinoctl.lifecycle import Attempt, AttemptState, Cause, ConditionType, Status, Truth
+from dinoctl.lifecycle import Attempt, AttemptState, Cause, ConditionType, Reason, Status, Truth, state_of
 from dinoctl.spec import names
 
 _log = logging.getLogger("dinoctl.operator")
@@ -43,8 +43,8 @@ def happenings(before: Record, after: Record) -> Iterator[Happening]:
     for attempt in new.attempts:
         yield from _attempt(known.get(attempt.number), attempt)
     if new.outcome and not (old and old.outcome):
-        ended = "Complete" if new.outcome.complete else "Failed"
-        yield Happening(ended, new.outcome.message or str(new.outcome.reason), not new.outcome.complete, after.life)
+        ended, failed = state_of(new), not (new.outcome.complete or new.outcome.reason is Reason.CANCELLED)
+        yield Happening(ended, new.outcome.message or str(new.outcome.reason), failed, after.life)
     yield from _flips(old, new)
 
 
@@ -123,13 +123,18 @@ def _flips(old: Status | None, new: Status) -> Iterator[Happening]:
         now, was = new.condition(kind), old.condition(kind) if old else None
         if now is None or (was is not None and was.status is now.status):
             continue
+        text = now.message or _WORDS.get(now.reason) or f"{kind}: {now.reason}"
         if now.status is Truth.TRUE and kind is not ConditionType.VALIDATED:
-            yield Happening(reason, now.message or f"{kind}: {now.reason}", key=str(now.last_transition))
+            yield Happening(reason, text, key=str(now.last_transition))
         elif now.status is Truth.FALSE and kind in (ConditionType.VALIDATED, ConditionType.PARENTS_READY):
             warning = kind is ConditionType.VALIDATED
-            yield Happening(str(now.reason), now.message or f"{kind}: {now.reason}", warning, str(now.last_transition))
+            yield Happening(str(now.reason), text, warning, str(now.last_transition))
 
 
+_WORDS = {
+    Reason.NO_PARENTS: "waits for no other job",
+    Reason.PARENTS_COMPLETE: "all jobs that it waits for are complete",
+}
 _TOLD = {
     ConditionType.VALIDATED: "Valid",
     ConditionType.PARENTS_READY: "ParentsReady",

@@ -9,6 +9,7 @@ from dinoctl.cluster.protocol import Object
 from dinoctl.cluster.record import Record
 from dinoctl.lifecycle import ConditionType, Execution, ParentView, Phase, Status, explain, state_of
 from dinoctl.spec import names
+from dinoctl.spec.job import STAGES
 from dinoctl.spec.profile import Profile
 from dinoctl.spec.resolve import ResolvedJob
 
@@ -149,13 +150,19 @@ def _columns(picture: Picture) -> dict[str, Any]:
     job, status = picture.job, picture.record.status
     newest = status.attempts[-1] if status and status.attempts else None
     fields: dict[str, Any] = {"queue": picture.profile.queue if picture.profile else None}
-    fields["profile"] = picture.profile_name
+    fields |= {"profile": picture.profile_name, "stage": job.kind if job else _stage(picture.body)}
     if job is not None:
-        fields |= {"stage": job.kind, "workers": job.spec.compute.workers}
+        fields["workers"] = job.spec.compute.workers
     if newest is not None:
         name = picture.body["metadata"]["name"]
         fields |= {"attempt": newest.number, "rayJob": names.rayjob_name(name, newest.spec_hash, newest.number)}
     return fields
+
+
+def _stage(body: Object) -> str | None:
+    """Of a document that can't be used, as far as it says."""
+    spec = body.get("spec")
+    return next((kind for kind in STAGES if isinstance(spec, dict) and spec.get(kind) is not None), None)
 
 
 def _accounts(status: Status) -> dict[str, Any]:

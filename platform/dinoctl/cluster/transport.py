@@ -5,6 +5,7 @@ not used, because objects stay plain dicts here.
 """
 
 import json
+import re
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,6 +20,8 @@ from dinoctl.spec.errors import redacted
 Counter = Callable[[str, str, str], None]
 """Called after each request with verb, plural and status code ("error" when there was no answer)."""
 CONNECT = 10.0
+_CONNECTION = re.compile(r"^(?:<[^>]*>|HTTPS?Connection(?:Pool)?\([^)]*\)): ")
+"""What urllib3 calls the connection, which says nothing that the address doesn't."""
 
 
 class Transport:
@@ -76,6 +79,5 @@ class Transport:
 
     def unreachable(self, what: str, error: Exception) -> Unavailable:
         """There was no answer, or only a part of one."""
-        text = redacted(getattr(error, "reason", None) or error)
-        text = text.rsplit("object at 0x", 1)[-1].partition(": ")[2] or text if "object at 0x" in text else text
+        text = _CONNECTION.sub("", redacted(getattr(error, "reason", None) or error))
         return Unavailable(what, f"the API server at {self.host} does not answer: {text}")

@@ -6,6 +6,7 @@ from typing import Any
 
 from dinoctl.spec.base import Section
 from dinoctl.spec.job import API_VERSION, DinoJob
+from dinoctl.spec.profile import OperatorConfig
 from dinoctl.spec.schema import json_schema
 from dinoctl.spec.wording import models_in
 
@@ -27,23 +28,33 @@ official implementation and *released behaviour* what that really does where it 
 without a source are dinoctl's own. *derived* defaults are filled in by the rule given; `dinoctl resolve --origins FILE`
 shows every value with the place it comes from.
 
+What administrators write, profiles and settings of the operator, is [below](#operatorconfig).
+
 This page is generated from the models (`python -m dinoctl.spec.reference`)."""
+
+_OPERATOR = """# Reference of the operator's configuration
+
+In the values of the Helm chart this is `operator.config`; [cluster.md](cluster.md) says how to choose. A profile is no
+part of a job's hash: it may change under a running job, whose next attempt takes the new one."""
 
 
 def reference() -> str:
     """The whole page."""
-    definitions = json_schema()["$defs"]
-    parts = [_INTRO]
-    for model in sections():
-        schema = definitions.get(model.__name__) or json_schema()
-        parts.append(f"## {model.__name__}\n\n{schema['description']}\n\n{_table(schema, model)}")
+    parts = [_INTRO, *_tables(DinoJob), _OPERATOR, *_tables(OperatorConfig)]
     return "\n\n".join(parts) + "\n"
 
 
-def sections() -> list[type[Section]]:
+def _tables(root: type[Section]) -> Iterator[str]:
+    whole = json_schema(root)
+    for model in sections(root):
+        schema = whole["$defs"].get(model.__name__) or whole
+        yield f"## {model.__name__}\n\n{schema['description']}\n\n{_table(schema, model)}"
+
+
+def sections(root: type[Section] = DinoJob) -> list[type[Section]]:
     """Every section in the order in which a reader of the document meets it."""
     found: dict[type[Section], None] = {}
-    waiting: list[type[Section]] = [DinoJob]
+    waiting: list[type[Section]] = [root]
     while waiting:
         model = waiting.pop(0)
         if model not in found:
@@ -97,11 +108,17 @@ def _type(field: dict[str, Any]) -> str:
     if field.get("type") == "array":
         return _list(field)
     if field.get("type") == "object":
-        return f"mapping of name to {_type(field['additionalProperties'])}"
+        return _mapping(field)
     if field.get("type") == ["object", "null"]:
-        return f"mapping of name to {_type(field['additionalProperties'])} or null"
+        return f"{_mapping(field)} or null"
     kinds = field["type"] if isinstance(field["type"], list) else [field["type"]]
     return " or ".join(_list(field) if kind == "array" else _KINDS[kind] for kind in kinds) + _limits(field)
+
+
+def _mapping(field: dict[str, Any]) -> str:
+    """Of anything where that is Kubernetes' affair; keys may have a pattern."""
+    values = [*field.get("patternProperties", {}).values(), field.get("additionalProperties")]
+    return f"mapping of name to {_type(values[0])}" if isinstance(values[0], dict) else "mapping"
 
 
 def _list(field: dict[str, Any]) -> str:

@@ -6,16 +6,17 @@ take, the schema takes.
 
 from typing import Any
 
+from dinoctl.spec.base import Section
 from dinoctl.spec.job import DinoJob
 
 URL = "https://json-schema.org/draft/2020-12/schema"
 
 
-def json_schema() -> dict[str, Any]:
+def json_schema(root: type[Section] = DinoJob) -> dict[str, Any]:
     """Draft 2020-12, with YAML names, descriptions and defaults."""
-    raw = DinoJob.model_json_schema(by_alias=True)
+    raw = root.model_json_schema(by_alias=True)
     definitions = {name: _section(name, node) for name, node in sorted(raw.pop("$defs").items())}
-    return {"$schema": URL, **_section("DinoJob", raw), "$defs": definitions}
+    return {"$schema": URL, **_section(root.__name__, raw), "$defs": definitions}
 
 
 def _section(name: str, node: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What pydantic found, in words of the document: one line, what is wrong, what would be right."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -56,6 +56,8 @@ def _message(path: Path, detail: Any, root: type[BaseModel]) -> str:
         return _one_of(detail)
     if not path and root is DinoJob:
         return f"must be a mapping with apiVersion: {API_VERSION}, kind: DinoJob, metadata and spec, not {_show(given)}"
+    if kind == "too_short" and isinstance(given, Mapping):
+        return f"must have at least {detail['ctx']['min_length']} entry"
     if kind in _MUST_BE:
         limits = {name: f"{v:g}" if isinstance(v, float) else v for name, v in detail.get("ctx", {}).items()}
         return f"must be {_MUST_BE[kind].format(**limits)}, not {_show(given)}{_hint(kind, given)}"

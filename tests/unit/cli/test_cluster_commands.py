@@ -1,6 +1,7 @@
 """``status``, ``logs``, ``events``, wishes, ``delete``, ``explain`` on a cluster in memory, read as a person would."""
 
 import json
+import sys
 import threading
 import time
 from pathlib import Path
@@ -151,7 +152,7 @@ def test_a_job_that_is_being_deleted_says_what_it_waits_for(desk: Desk) -> None:
     assert said.lines == ["vitg: deleted; its outputs stay at s3://models/team/vitg/run-0001"]
     said = desk.run("status", *NS)
     assert "Deleting" in said.out
-    assert "kubectl annotate dinojob vitg dinoctl.io/abandon=true" in said.out
+    assert "kubectl annotate -n team dinojob vitg dinoctl.io/abandon=true" in said.out
 
 
 def test_wishes_reach_the_object(desk: Desk) -> None:
@@ -246,10 +247,58 @@ def test_submit_and_follow_shows_the_logs_of_all_jobs(desk: Desk, monkeypatch: p
     assert "vitg: Complete" in said.err
 
 
+def test_waiting_for_a_job_that_nobody_looks_at_says_so(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a bookmark comes, since nothing else does."""
+
+    def bookmark() -> None:
+        monkeypatch.setattr("dinoctl.cli.remote.why._ATTENTION_S", 0.0)
+        desk.server.bookmark()
+
+    threading.Timer(0.5, bookmark).start()
+    threading.Timer(1.5, lambda: desk.status("vitg", state="Complete", message="done")).start()
+    said = desk.run("submit", desk.write(json.dumps({**DINOJOB, "spec": PRETRAIN})), "--wait", *NS)
+    assert said.code == 0, said.err
+    told = [line.partition("vitg: ")[2] for line in said.err.splitlines() if "vitg: " in line]
+    assert told[0] == "Pending: submitted; the operator has not looked at it yet"
+    assert told[1].startswith("Pending: no operator has looked at it for ")
+
+
 def test_a_job_that_has_not_started_has_no_log(desk: Desk) -> None:
     submitted(desk, state="Waiting", message="waits")
     said = desk.run("logs", "vitg", *NS)
     assert said.err == "error: vitg has not started yet, so it has no log; see dinoctl status vitg -n team\n"
+
+
+def test_an_attempt_that_waits_for_its_machines_has_no_log_yet(desk: Desk) -> None:
+    with_logs(desk)
+    desk.status("vitg", **{**RUNNING, "attempt": 4, "state": "Queued"}, storage=f"{desk.root}/models/vitg/run-0001")
+    said = desk.run("logs", "vitg", *NS)
+    words = "attempt 4 of vitg has left no log yet; see dinoctl status vitg -n team; --attempt shows those of 3"
+    assert (said.code, said.err) == (2, f"error: {words}\n")
+    assert desk.run("logs", "vitg", *NS, "--attempt", "3").lines == ["driver 1", "driver 2"]
+
+
+def test_families_stay_together_parents_first(desk: Desk) -> None:
+    """Also where old clients have made a ring."""
+    for name, parent in (("b2", "b1"), ("b1", ""), ("a1", ""), ("ring", "gnir"), ("gnir", "ring"), ("a2", "a1")):
+        data = {"source": {"job": parent} if parent else "s3://b/d"}
+        desk.put(DINOJOBS, name, spec={"pretrain": {"data": data}})
+    shown = [line.split()[0] for line in desk.run("status", *NS).lines[1:7]]
+    places = {name: place for place, name in enumerate(shown)}
+    assert len(places) == 6
+    assert places["a2"] == places["a1"] + 1
+    assert places["b2"] == places["b1"] + 1
+    assert abs(places["ring"] - places["gnir"]) == 1
+
+
+def test_a_client_without_the_packages_for_buckets_says_which(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("dinoctl.data.s3", "dinoctl.data.s3_client"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "tenacity", None)
+    words = "error: tenacity is not installed, and this needs it: pip install 'dinoctl[s3]'\n"
+    for command in ("logs", "explain"):
+        said = desk.run(command, "s3://bucket/vitg/run-0001")
+        assert (said.code, said.err) == (3, words)
 
 
 def test_a_storage_without_attempts_is_told(desk: Desk) -> None:

@@ -112,7 +112,9 @@ def test_profiles(world: World) -> None:
     world.submit("a", {**TRAIN, "profile": "nobody"})
     operator = Operator(world)
     operator.look()
-    assert "no profile named 'nobody'; profiles here: test" in world.job("a")["status"]["message"]
+    status = world.job("a")["status"]
+    assert "no profile named 'nobody'; profiles here: test" in status["message"]
+    assert status["stage"] == "pretrain"
     bare = Operator(world, config=world.config(defaultProfile=None))
     world.submit("b", TRAIN)
     bare.look()
@@ -183,6 +185,9 @@ def test_cancelled(world: World) -> None:
     rounds(world, operator, 6)
     world.edit("a", cancel="true")
     settle(world, operator, "a", ends=("Cancelled",))
+    told = {body["reason"]: body for key, body in world.server.objects.items() if key[0] == EVENTS}
+    assert told["Cancelled"]["type"] == "Normal"
+    assert told["ParentsReady"]["message"] == "waits for no other job"
     assert list(world.registry.runs.values()) == ["FAILED"]
     assert not world.job("a")["metadata"]["finalizers"]
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from dinoctl.spec.profile import OperatorConfig
 from dinoctl.spec.reference import reference
 from dinoctl.spec.schema import json_schema
 from dinoctl.spec.yamldoc import read_yaml
@@ -83,8 +84,8 @@ def test_defaults_are_shown_where_they_are_values() -> None:
 
 
 def test_every_section_and_field_is_on_the_reference_page() -> None:
-    page = reference()
-    for name, section in sections():
+    page, config = reference(), json_schema(OperatorConfig)
+    for name, section in [*sections(), ("OperatorConfig", config), *config["$defs"].items()]:
         body = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
         for field in section["properties"]:
             assert f"\n| `{field}` |" in body, f"{name}.{field}"
@@ -92,5 +93,6 @@ def test_every_section_and_field_is_on_the_reference_page() -> None:
 
 def test_links_of_the_reference_page_lead_somewhere() -> None:
     page = reference()
-    titles = {title.lower() for title in re.findall(r"^## (\w+)$", page, re.MULTILINE)}
-    assert set(re.findall(r"\]\(#(\w+)\)", page)) <= titles
+    titles = [title.lower() for title in re.findall(r"^## (\w+)$", page, re.MULTILINE)]
+    assert len(set(titles)) == len(titles)
+    assert set(re.findall(r"\]\(#(\w+)\)", page)) <= set(titles)

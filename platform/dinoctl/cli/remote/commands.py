@@ -86,7 +86,7 @@ def _echo(cluster: Cluster, name: str) -> None:
     try:
         for line in log_reading.follow(cluster, name, log_reading.DRIVER, None):
             typer.echo(f"{name} | {line}")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ModuleNotFoundError) as error:
         say(f"{name}: its log can't be followed: {error}")
 
 
@@ -103,7 +103,7 @@ def show_status(where: Where, name: str | None, output: Shown, *, watch: bool) -
 
 
 def _looks(cluster: Cluster, *, watch: bool) -> Iterator[None]:
-    """A look now; with ``watch`` another after each change, two seconds apart at least."""
+    """A look now; with ``watch`` another after each change and about once a minute, two seconds apart at least."""
     if not watch:
         yield
         return
@@ -134,7 +134,7 @@ def wish(where: Where, name: str, word: str) -> None:
         raise UserError(f"{name} is {now} already")
     held = bool((job.get("spec") or {}).get("suspend"))
     if word != "cancel" and held == (word == "suspend"):
-        typer.echo(f"{name}: is {'suspended' if held else 'not suspended'} already")
+        typer.echo(f"{name}: is {'suspended already' if held else 'not suspended'}")
         return
     cancel: dict[str, Any] = {"metadata": {"annotations": {names.CANCEL: "true"}}}
     body = cancel if word == "cancel" else {"spec": {"suspend": word == "suspend"}}

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from dinoctl.cli.remote.rows import settled, state
 from dinoctl.cli.remote.target import Cluster, told
+from dinoctl.cli.remote.why import explain
 from dinoctl.cli.screen import say
 from dinoctl.cluster.errors import Gone, Unavailable
 from dinoctl.cluster.protocol import Object
@@ -17,8 +18,8 @@ _PATIENCE_S = 600.0
 
 
 def changes(cluster: Cluster, names: Sequence[str] | None = None) -> Iterator[dict[str, Object | None]]:
-    """The jobs of these names (or all) now, and again after every change; None for one that is gone. A watch that
-    breaks is begun again; so is one to a server that is away, for ten minutes.
+    """The jobs of these names (or all) now, again after every change, and about once a minute; None for one that is
+    gone. A watch that breaks is begun again; so is one to a server that is away, for ten minutes.
     """
     away: float | None = None
     while True:
@@ -51,6 +52,7 @@ def _watched(cluster: Cluster, names: Sequence[str] | None) -> Iterator[dict[str
             name = body["metadata"].get("name", "")
             if kind != "BOOKMARK" and wanted(name):
                 jobs[name] = None if kind == "DELETED" else body
+            if kind == "BOOKMARK" or wanted(name):
                 yield dict(jobs)
 
 
@@ -89,6 +91,8 @@ class _Lines:
     def update(self, job: Object) -> None:
         name, status, now = job["metadata"]["name"], job.get("status") or {}, state(job)
         why = "" if now in ("Running", "Pending") else str(status.get("message") or "")
+        if not status.get("state"):  # no operator has looked, and none may ever: that has to be told from here
+            why = explain(job, None, time.time())
         seen = (now, status.get("attempt"), why)
         if self._seen.get(name) != seen:
             self._seen[name] = seen

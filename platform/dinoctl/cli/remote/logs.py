@@ -12,7 +12,7 @@ from dinoctl.cli.remote.target import Cluster, told
 from dinoctl.cluster.errors import ApiError
 from dinoctl.cluster.protocol import Object
 from dinoctl.cluster.resources import PODS
-from dinoctl.data.storage import open_storage
+from dinoctl.data.storage import Storage, open_storage
 from dinoctl.handover.attempts import ATTEMPTS, AttemptStore, LogPosition
 from dinoctl.spec import names
 from dinoctl.spec.errors import UserError
@@ -65,7 +65,7 @@ def stored(uri: str, source: str, attempt: int | None, *, name: str = "") -> Log
 
     """
     storage = open_storage(uri.rstrip("/"))
-    numbers = sorted({int(key.split("/")[1]) for key in storage.list(f"{ATTEMPTS}/") if key.count("/") > 1})
+    numbers = _numbers(storage)
     if not numbers:
         raise UserError(
             f"{uri}: no attempts here; give the storage of one job, as in its status ({ATTEMPTS}/ lies in it)"
@@ -76,6 +76,11 @@ def stored(uri: str, source: str, attempt: int | None, *, name: str = "") -> Log
     return Log(AttemptStore(storage, number), source, name or uri)
 
 
+def _numbers(storage: Storage) -> list[int]:
+    """Of the attempts that have left something."""
+    return sorted({int(key.split("/")[1]) for key in storage.list(f"{ATTEMPTS}/") if key.count("/") > 1})
+
+
 def read(cluster: Cluster, name: str, source: str, attempt: int | None) -> Iterator[str]:
     """What there is of a job's log now.
 
@@ -84,7 +89,8 @@ def read(cluster: Cluster, name: str, source: str, attempt: int | None) -> Itera
 
     """
     job = cluster.job(name)
-    number = attempt or (job.get("status") or {}).get("attempt")
+    newest = (job.get("status") or {}).get("attempt")
+    number = attempt or newest
     if number is None:
         raise UserError(
             f"{name} has not started yet, so it has no log; see dinoctl status {name} -n {cluster.namespace}"
@@ -94,6 +100,11 @@ def read(cluster: Cluster, name: str, source: str, attempt: int | None) -> Itera
         with told():
             yield from cluster.api.logs(cluster.namespace, pod["metadata"]["name"])
         return
+    if number == newest and number not in (older := _numbers(open_storage(_storage(job)))):
+        have = f"; --attempt shows those of {', '.join(map(str, older))}" if older else ""
+        raise UserError(
+            f"attempt {number} of {name} has left no log yet; see dinoctl status {name} -n {cluster.namespace}{have}"
+        )
     yield from stored(_storage(job), source, number, name=name).lines()
 
 

@@ -128,6 +128,8 @@ def _worded(name: str, message: str, old: Object | None) -> str:
     text = message.removeprefix("Invalid value: ").removeprefix('"object": ').strip()
     if "cannot change once the job has started" not in text or old is None:
         return text
+    if "suspend the job first" in text:
+        return f"{text} ({name} is {state(old)}): dinoctl suspend {name}, submit again, dinoctl resume {name}"
     return f"{text} ({name} is {state(old)}); give it a new name, or restart it when it has ended"
 
 

@@ -107,17 +107,22 @@ class Cluster:
 
 
 def _parents_first(found: "list[Object]") -> "list[Object]":
-    from graphlib import CycleError, TopologicalSorter
-
+    """Each family together."""
     from dinoctl.cluster.documents import parents_of
 
     oldest = sorted(found, key=lambda job: job["metadata"].get("creationTimestamp") or "")
     by_name = {job["metadata"]["name"]: job for job in oldest}
-    above = {name: [one for one in parents_of(job) if one in by_name] for name, job in by_name.items()}
-    try:
-        return [by_name[name] for name in TopologicalSorter(above).static_order()]
-    except CycleError:
-        return oldest
+    placed: dict[str, Object] = {}
+    opened: set[str] = set()  # also ends a cycle, which old clients may have made
+    rest = list(reversed(by_name))
+    while rest:
+        opened.add(name := rest[-1])
+        above = [one for one in parents_of(by_name[name]) if one in by_name and one not in opened]
+        if above:
+            rest += reversed(above)
+        else:
+            placed.setdefault(name, by_name[rest.pop()])
+    return list(placed.values())
 
 
 def open_cluster(where: Where) -> Cluster:
@@ -143,11 +148,13 @@ class told:  # noqa: N801 - reads as a word: with told()
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        from dinoctl.cluster.errors import Invalid, NotFound
+        from dinoctl.cluster.errors import Forbidden, Invalid, NotFound
         from dinoctl.spec.errors import EnvironmentProblem, UserError
 
         if isinstance(error, NotFound) and error.missing_kind:
             text = "this cluster does not know DinoJobs; its administrator has to install dinoctl (helm install)"
             raise EnvironmentProblem(text) from error
+        if isinstance(error, Forbidden) and "is forbidden: User" in error.message:
+            raise EnvironmentProblem(f"{error}; ask the administrator for it (rbac.users of the chart)") from error
         if isinstance(error, (Invalid, NotFound)):
             raise UserError(str(error)) from error

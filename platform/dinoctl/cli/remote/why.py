@@ -68,10 +68,10 @@ def _deleting(job: Object) -> str:
     held = job["metadata"].get("finalizers") or []
     if names.FINALIZER not in held:
         return f"being deleted; waits for {', '.join(held)}" if held else "being deleted"
-    name = job["metadata"]["name"]
+    name, namespace = job["metadata"]["name"], job["metadata"].get("namespace", "")
     return (
         "being deleted; the operator closes its MLflow run first "
-        f"(not to wait: kubectl annotate dinojob {name} {names.ABANDON}=true)"
+        f"(not to wait: kubectl annotate -n {namespace} dinojob {name} {names.ABANDON}=true)"
     )
 
 
