@@ -12,10 +12,12 @@ BENCH := .venv-benchmark
 demo: environment
 	$(BIN)/dinoctl run jobs/digits.yaml
 
-# Kubernetes last: where it is required, its programs are built in the meantime (.ci/run).
-test: environment check
-	$(BIN)/pytest tests/unit tests/local
-	$(MAKE) kube cluster
+# Two at a time where they mostly wait or have a core each. Kubernetes last: where it is required, its programs are built
+# in the meantime (.ci/run).
+test: environment
+	$(MAKE) --jobs=2 --output-sync=line check unit
+	$(MAKE) local
+	$(MAKE) --jobs=2 --output-sync=line kube cluster
 
 # Everything that needs no running: style, types, layers.
 check: environment
