@@ -25,6 +25,7 @@ from dinoctl.data.storage import Storage
 
 BUDGET = 32 * 2**30
 """Bytes that all files together may take (the indexes of a thousand million samples), and half of the disk's room."""
+_ABANDONED_S = 600.0  # a file that nobody has written to for so long has lost its writer
 _YOUNG_S = 600.0  # who asked for a file so lately may not have opened it yet
 _PIECE = 8 * 2**20
 _THREADS = 8
@@ -118,6 +119,8 @@ def _make_room(folder: Path, size: int) -> None:
     for asked, taken, path in sorted(held):
         if used + size <= most or asked > time.time() - _YOUNG_S:
             return
+        if path.suffix.startswith(".part-") and asked > time.time() - _ABANDONED_S:
+            continue  # it may have been made this moment, and not be held yet
         used -= taken if _removed(path) else 0
 
 
