@@ -1,11 +1,12 @@
 """The operator with many jobs on a real etcd and kube-apiserver: memory, time from event to action, requests.
 
-    cluster_scale.py --jobs 10000 --running 1000 --seconds 180 --period 5
+    cluster_scale.py --jobs 10000 --running 1000 --seconds 180 --period 15
 
 ``running`` jobs train (``cluster_simulation`` plays KubeRay and the workers), the others wait for one of them as their
-parent. Then, for ``seconds``: the operator's memory and CPU; its requests, from its own metrics; and probes from
-outside, each of a running job: suspended until its RayJob is being deleted, resumed until there is a new one, and a new
-job submitted until it has a RayJob. Needs `make kube-tools`.
+parent. When each has been looked at, for ``seconds``: the operator's memory and CPU; its requests, from its own
+metrics; and probes from outside, each of a running job: suspended until its RayJob is being deleted, resumed until
+there is a new one; and a new job until it has a RayJob, once created by a request, once by a process `dinoctl submit`
+whose own start counts. Needs `make kube-tools`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from support.kube.apiserver import api_server
 from support.kube.processes import free_port
 
 SPACE = "scale"
+ENTRY = "from dinoctl.cli.main import main; main()"
 PATH = {"PYTHONPATH": f"{ROOT / 'platform'}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin", "HOME": "/tmp"}
 
 
@@ -160,7 +162,9 @@ def fill(api: HttpApi, jobs: int, running: int) -> float:
     return time.monotonic() - begin
 
 
-def probe(api: HttpApi, seen: Seen, running: int, seconds: float, times: dict[str, list[float]]) -> None:
+def probe(
+    api: HttpApi, seen: Seen, running: int, seconds: float, environment: dict[str, str], times: dict[str, list[float]]
+) -> None:
     """One after the other; each waits for the last one's end. Time begins when the request is sent."""
     end, number = time.monotonic() + seconds, 0
     while time.monotonic() < end:
@@ -173,8 +177,21 @@ def probe(api: HttpApi, seen: Seen, running: int, seconds: float, times: dict[st
             time.sleep(0.5)
         begin, name = time.monotonic(), f"new-{number:05d}"
         api.create(DINOJOBS, SPACE, document(name))
-        times["submit"].append(seen.wait(name, "made") - begin)
+        times["create"].append(seen.wait(name, "made") - begin)
         time.sleep(0.5)
+        times["submit"].append(submit(seen, f"sent-{number:05d}", environment))
+        time.sleep(0.5)
+
+
+def submit(seen: Seen, name: str, environment: dict[str, str]) -> float:
+    """From the start of the command to the RayJob."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        json.dump(document(name), file)
+        file.flush()
+        command = [sys.executable, "-c", ENTRY, "submit", file.name, "-n", SPACE]
+        begin = time.monotonic()
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    return seen.wait(name, "made") - begin
 
 
 def measure(
@@ -182,7 +199,9 @@ def measure(
 ) -> dict[str, Any]:
     times: dict[str, list[float]] = defaultdict(list)
     before, used, begin = scrape(port), sum(operator.cpu_times()[:2]), time.monotonic()
-    prober = threading.Thread(target=probe, args=(api, seen, options.running, options.seconds, times))
+    prober = threading.Thread(
+        target=probe, args=(api, seen, options.running, options.seconds, options.environment, times)
+    )
     prober.start()
     memory = []
     while prober.is_alive():
@@ -210,7 +229,8 @@ def measure(
         "requests": {key: round(value) for key, value in sorted(requests.items()) if value},
         "suspend_to_deletion_s": quantiles(times["suspend"]),
         "resume_to_rayjob_s": quantiles(times["resume"]),
-        "submit_to_rayjob_s": quantiles(times["submit"]),
+        "created_to_rayjob_s": quantiles(times["create"]),
+        "dinoctl_submit_to_rayjob_s": quantiles(times["submit"]),
     }
 
 
@@ -232,12 +252,12 @@ def run(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
         filled = fill(api, options.jobs, options.running)
         say(f"created in {filled:.0f} s")
         seen, kubeconfig = Seen(api), str(server.kubeconfig)
+        options.environment = {**PATH, "KUBECONFIG": kubeconfig}
         simulation = ("-m", "benchmarks.cluster_simulation", kubeconfig, SPACE, str(options.period))
-        entry = "from dinoctl.cli.main import main; main()"
         ports = ["--metrics-port", str(port), "--health-port", str(port)]
         command = [
             "-c",
-            entry,
+            ENTRY,
             "operator",
             "--config",
             str(config),
@@ -252,9 +272,7 @@ def run(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
             started = until("RayJobs", lambda: seen.count >= options.running)
             say(f"{options.running} RayJobs after {started:.0f} s")
             until("they run", lambda: last_line(logs[0]).get("running", 0) >= options.running)
-            with suppress(TimeoutError):
-                until("the queue is empty", lambda: scrape(port)["dinoctl_queue_depth"] < 10, 120.0)
-            waiting = scrape(port)["dinoctl_queue_depth"]
+            swept = started + until("the queue is empty", lambda: scrape(port)["dinoctl_queue_depth"] < 10)
             time.sleep(options.settle)
             say("measuring")
             result = measure(api, seen, port, psutil.Process(operator.pid), options)
@@ -262,7 +280,7 @@ def run(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
             reports = sum(line["reports"] for line in lines) / len(lines)
             return (
                 {"jobs": options.jobs, "running": options.running, "all_started_s": round(started)}
-                | {"queue_at_start": waiting}
+                | {"all_looked_at_s": round(swept)}
                 | result
                 | {"reports_per_s": round(reports, 1), "load": [round(value, 1) for value in psutil.getloadavg()]}
             )
@@ -274,7 +292,7 @@ def main() -> None:
     parser.add_argument("--running", type=int, default=1_000)
     parser.add_argument("--seconds", type=int, default=180, help="of measurement")
     parser.add_argument("--settle", type=int, default=30, help="seconds between the start of all jobs and measurement")
-    parser.add_argument("--period", type=float, default=5.0, help="seconds between two reports of a job")
+    parser.add_argument("--period", type=float, default=15.0, help="seconds between two reports of a job")
     parser.add_argument("--keep", type=Path, help="directory for logs and data")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves no servers behind

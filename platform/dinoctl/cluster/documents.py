@@ -5,13 +5,14 @@ words, which becomes the condition ``Validated``. Parents are found among the ob
 missing is no problem of the document, the lifecycle waits for it.
 """
 
+import random
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from dinoctl.cluster.protocol import Object
+from dinoctl.cluster.record import begun_life
 from dinoctl.cluster.snapshot import Snapshot
 from dinoctl.lifecycle.graph import find_cycle
 from dinoctl.spec import names
@@ -45,11 +46,16 @@ Fingerprint = tuple[Any, ...]
 
 
 class Memo:
-    """The latest readings: resolving costs milliseconds, and most looks find the same document."""
+    """Readings: resolving costs milliseconds, and most looks find the same document.
 
-    def __init__(self, size: int = 512) -> None:
+    A full one drops any reading, not the oldest: jobs are looked at in turns, and of more jobs than there is room for
+    the oldest reading is always the one that is wanted next.
+    """
+
+    def __init__(self, size: int = 4096) -> None:
         self._size, self._lock = size, threading.Lock()
-        self._held: OrderedDict[Fingerprint, Reading] = OrderedDict()
+        self._held: dict[Fingerprint, Reading] = {}
+        self._order: list[Fingerprint] = []
 
     def get(self, of: Fingerprint) -> Reading | None:
         """What was read of the very same."""
@@ -57,39 +63,49 @@ class Memo:
             return self._held.get(of)
 
     def put(self, of: Fingerprint, reading: Reading) -> None:
-        """Remembers it, and forgets the oldest."""
+        """Remembers it."""
         with self._lock:
+            if of not in self._held:
+                if len(self._order) < self._size:
+                    self._order.append(of)
+                else:
+                    place = random.randrange(self._size)  # noqa: S311 - makes room
+                    del self._held[self._order[place]]
+                    self._order[place] = of
             self._held[of] = reading
-            while len(self._held) > self._size:
-                self._held.popitem(last=False)
 
 
 class Documents:
-    """Reads the objects of one namespace."""
+    """Reads the objects of one namespace, for one look."""
 
     def __init__(self, find: Find, begun: Begun, memo: Memo) -> None:
-        self._find, self._begun, self._memo = find, begun, memo
+        self._find, self._snapshot, self._memo = find, begun, memo
+        self._lost = False
 
     def read(self, body: Object) -> Reading:
         """The job as it is to run now."""
-        snapshot = self._begun(body)
-        of = tuple(self._fingerprints(body, snapshot, set()))
+        of = tuple(self._fingerprints(body, set()))
         reading = self._memo.get(of)
         if reading is None:
-            reading = self._read(body, snapshot)
-            self._memo.put(of, reading)
+            reading = self._read(body, self._begun(body))
+            if not self._lost:  # else it may be found again
+                self._memo.put(of, reading)
         return reading
 
-    def _fingerprints(self, body: Object, snapshot: Snapshot | None, seen: set[str]) -> Iterator[Fingerprint]:
+    def _begun(self, body: Object) -> Snapshot | None:
+        found = self._snapshot(body)
+        self._lost |= found is None and begun_life(body) is not None
+        return found
+
+    def _fingerprints(self, body: Object, seen: set[str]) -> Iterator[Fingerprint]:
         metadata = body["metadata"]
         seen.add(metadata["name"])
-        begun = snapshot and (snapshot.life, snapshot.job.spec_hash)
         labels = tuple(sorted((metadata.get("labels") or {}).items()))
-        yield metadata["name"], metadata.get("uid"), metadata.get("generation"), begun, labels
+        yield metadata["name"], metadata.get("uid"), metadata.get("generation"), begun_life(body), labels
         for name in parents_of(body):
             parent = None if name in seen else self._find(name)
             if parent is not None:
-                yield from self._fingerprints(parent, self._begun(parent), seen)
+                yield from self._fingerprints(parent, seen)
 
     def _read(self, body: Object, snapshot: Snapshot | None) -> Reading:
         begun = snapshot.job if snapshot else None
@@ -137,13 +153,8 @@ class Documents:
         body = self._find(name)
         if body is None:
             return None
-        snapshot = self._begun(body)
-        if snapshot is not None:
-            return snapshot.job
-        try:
-            return self._resolve(load_object(body))
-        except SpecError:
-            return None
+        reading = self.read(body)
+        return reading.begun or reading.job
 
     def _family(self, loaded: LoadedJob) -> Mapping[str, LoadedJob]:
         """The job and its ancestors, as far as they can be read."""

@@ -27,6 +27,8 @@ _PROGRESS_SHARE, _PROGRESS_S = 0.1, (5.0, 30.0)
 """What workers report is no reason for haste, and a thousand jobs report all the time: the look that follows waits so
 many seconds a running job, within these bounds.
 """
+_FINAL = ("Complete", "Failed", "Cancelled")
+"""States of a parent that a child acts on; of all others it only says that it waits, and a sweep may do that."""
 STUCK = 900.0
 """Seconds after which one look at a job counts as stuck."""
 
@@ -166,8 +168,13 @@ class Operator:
             self._faces.pop(key, None)
         else:
             self._faces[key] = face
+        wake = self._wants if face is None or (body.get("status") or {}).get("state") in _FINAL else self._would_hear
         for child in self.reconciler.children(*key):
-            self._wants((key[0], child))
+            wake((key[0], child))
+
+    def _would_hear(self, key: Name) -> None:
+        if self._open:
+            self.queue.add_patient(key)
 
     def _began(self) -> None:
         self.reconciler.lead()

@@ -34,7 +34,7 @@ from dinoctl.lifecycle import Cause
 from dinoctl.spec import names
 from dinoctl.spec.profile import OperatorConfig
 
-_SNAPSHOTS = 512
+_SNAPSHOTS = 128
 _BUSY_S = 10.0
 """Until a job asks the tracking server again that found others before it."""
 

@@ -26,7 +26,10 @@ from dinoctl.tracking.spool_files import attempt_files
 if TYPE_CHECKING:
     from mlflow.entities import Metric
 
-_EVERY_S, _RARELY_S = 5.0, 60.0  # between patches; at most while they fail
+_NEWS_S, _EVERY_S, _RARELY_S = 5.0, 15.0, 60.0
+"""Between patches of the progress: when something has happened, when only steps were counted (a thousand jobs do that
+at one API server), and at most while they fail.
+"""
 _LOOK_S = 0.5
 _METRICS_S = 10.0
 _POINTS, _TAIL = 200, 512 * 2**10
@@ -78,11 +81,11 @@ class Reports:
         cluster = self._cluster
         place = ProgressMap(cluster.namespace, cluster.progress, self._attempt.number)
         written: dict[str, Any] | None = None
-        failures, next_at = 0, 0.0
+        failures, wrote_at = 0, -_RARELY_S
         while True:
             ending = self._ending.wait(_LOOK_S)
-            said = self._latest()
-            if said is not None and said != written and (ending or time.monotonic() >= next_at):
+            said, silent = self._latest(), time.monotonic() - wrote_at
+            if said is not None and said != written and (ending or silent >= _pause(written, said, failures)):
                 try:
                     place.write(said)
                     written, failures = said, 0
@@ -93,7 +96,7 @@ class Reports:
                     failures += 1
                     if failures == 1:
                         self._say(f"progress can't be reported, tried again: {error}")
-                next_at = time.monotonic() + min(_RARELY_S, _EVERY_S * 2 ** min(failures, 10))
+                wrote_at = time.monotonic()
             if ending:
                 return
 
@@ -139,6 +142,16 @@ class Reports:
         except ValueError as error:  # metrics are worth more than a parameter that says something else
             self._say(str(error))
         return run_id
+
+
+def _pause(written: dict[str, Any] | None, said: dict[str, Any], failures: int) -> float:
+    least = _NEWS_S if written is None or _news(written) != _news(said) else _EVERY_S
+    return min(_RARELY_S, least * 2.0 ** min(failures, 10))
+
+
+def _news(said: dict[str, Any]) -> tuple[Any, ...]:
+    """What somebody may be waiting for."""
+    return said.get("phase"), bool(said.get("warning")), said.get("head"), said.get("runId")
 
 
 class _Fenced:

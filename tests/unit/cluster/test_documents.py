@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dinoctl.cluster.documents import Documents, Memo, load_object, parents_of
+from dinoctl.cluster.documents import Documents, Memo, Reading, load_object, parents_of
 from dinoctl.cluster.snapshot import Snapshot, read_snapshot
 from dinoctl.spec.load import LoadedJob
 from dinoctl.spec.resolve import resolve
@@ -22,9 +22,9 @@ def body(name: str, spec: Any, **metadata: Any) -> dict[str, Any]:
     }
 
 
-def documents(*bodies: dict[str, Any], begun: dict[str, Snapshot] | None = None) -> Documents:
+def documents(*bodies: dict[str, Any], begun: dict[str, Snapshot] | None = None, memo: Memo | None = None) -> Documents:
     found = {one["metadata"]["name"]: one for one in bodies}
-    return Documents(found.get, lambda one: (begun or {}).get(one["metadata"]["name"]), Memo())
+    return Documents(found.get, lambda one: (begun or {}).get(one["metadata"]["name"]), memo or Memo())
 
 
 def test_the_same_hashes_as_the_command_line() -> None:
@@ -164,3 +164,25 @@ sections = st.dictionaries(
 def test_no_object_breaks_the_reader(spec: Any) -> None:
     reading = documents().read(body("x", spec))
     assert (reading.job is None) == bool(reading.problem)
+
+
+def test_a_lost_snapshot_is_looked_for_again() -> None:
+    """A reading without it is none to be remembered."""
+    old, life = snapshot(PRE, hash_="hash of an older dinoctl"), {"beganAt": 1.0, "firstAttempt": 1}
+    pre = {**body("pre", PRE), "status": {"lifecycle": {**life, "specHash": old.job.spec_hash}}}
+    memo = Memo()
+    assert documents(pre, memo=memo).read(pre).begun is None
+    assert documents(pre, begun={"pre": old}, memo=memo).read(pre).begun == old.job
+    assert documents(pre, memo=memo).read(pre).begun == old.job, "what a life began with is read once"
+
+
+def test_looks_in_turns_find_some_readings_in_a_memo_that_is_too_small() -> None:
+    memo, reading = Memo(size=50), Reading(None, "a problem")
+    found = 0
+    for _ in range(20):
+        for number in range(100):
+            found += memo.get((number,)) is not None
+            memo.put((number,), reading)
+    held = sum(memo.get((number,)) is not None for number in range(100))
+    assert held == 50
+    assert found > 300, "the oldest of a full memo is the one that is wanted next"
