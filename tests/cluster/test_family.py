@@ -1,7 +1,8 @@
 """The whole way on a real cluster: ``helm install``, ``dinoctl submit``, and walk away.
 
 The digits family runs under KubeRay and Kueue with its storage on S3 and MLflow as a server, while an urgent workload
-takes its machines once and one of its workers is killed. It ends with promoted models.
+takes its machines once, the release is upgraded, one of its workers is killed, and a job is suspended and goes on with
+another number of workers. It ends with promoted models.
 """
 
 import json
@@ -30,18 +31,19 @@ _COMPUTE = {
     "precision": "fp32",
     "engine": {"name": "deepspeed", "zeroStage": 3},
 }
-_STEPS = {"digits-pretrain": 300, "digits-highres": 20, "digits-distill": 60}
+_STEPS = {"digits-pretrain": 300, "digits-highres": 20, "digits-distill": 100}
 _EVERY_STEPS = 20
 _KUEUE = "kueue.x-k8s.io"
 
 
-def _documents(path: Path) -> Path:
-    """jobs/digits.yaml, shortened: it is the platform that is shown here, not the models."""
+def _documents(path: Path, workers: dict[str, int] | None = None) -> Path:
+    """jobs/digits.yaml, shortened: it is the platform that is shown here, not the models. ``workers``: other than 2."""
     yaml = YAML(typ="safe")
     documents = list(yaml.load_all((_ROOT / "jobs/digits.yaml").read_text()))
     for document in documents:
         spec, steps = document["spec"], _STEPS.get(document["metadata"]["name"])
-        spec["compute"] = {**_COMPUTE, "workers": 1} if steps is None else dict(_COMPUTE)
+        number = 1 if steps is None else (workers or {}).get(document["metadata"]["name"], 2)
+        spec["compute"] = {**_COMPUTE, "workers": number}
         if steps is None:
             spec["compute"].pop("engine")
             continue
@@ -71,6 +73,13 @@ class Release:
         done = subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    @property
+    def values(self) -> Path:
+        return self.directory / "values.json"
+
+    def deploy(self, verb: str, *settings: str) -> None:
+        self.helm(verb, "dinoctl", str(_ROOT / "helm/dinoctl"), "-f", str(self.values), *settings, "--wait")
 
     def dinoctl(self, *arguments: str) -> str:
         command = [str(Path(sys.executable).parent / "dinoctl"), *arguments]
@@ -156,13 +165,13 @@ def release(kube: Cluster, namespace: str, tmp_path: Path) -> Iterator[Release]:
         "operator": {
             "config": {"defaultProfile": "node", "profiles": {"node": profile}},
             "env": [{"name": name, "value": value} for name, value in kube.pod_environment.items()],
-            "resources": {"requests": {"cpu": "50m", "memory": "300Mi"}, "limits": {"memory": "2Gi"}},
+            "resources": {"requests": {"cpu": "50m"}},
         },
     }
-    (tmp_path / "values.json").write_text(json.dumps(values))
     made = Release(kube, namespace, tmp_path)
     made.last = {}
-    made.helm("install", "dinoctl", str(_ROOT / "helm/dinoctl"), "-f", str(tmp_path / "values.json"), "--wait")
+    made.values.write_text(json.dumps(values))
+    made.deploy("install")
     yield made
     made.helm("uninstall", "dinoctl", "--wait")
 
@@ -192,11 +201,13 @@ def test_a_family_is_trained_and_promoted_whatever_happens_to_its_machines(relea
     assert started is not None
     assert started >= saved, "the second attempt did not begin from the last checkpoint"
 
+    _upgraded(release)
     reached = release.status("digits-pretrain")["step"]
     kube.kubectl("delete", "pod", _worker(release), "-n", namespace, "--grace-period=0", "--force")
     release.until(
         lambda: release.status("digits-pretrain").get("failures", {}).get("infrastructure"), "the loss went unseen"
     )
+    _resized(release, tmp_path / "resized.yaml")
     release.until(lambda: all(release.status(name).get("state") == "Complete" for name in _JOBS), "not complete", 1200)
     release.note()
 
@@ -209,6 +220,38 @@ def test_a_family_is_trained_and_promoted_whatever_happens_to_its_machines(relea
     assert third >= reached - _EVERY_STEPS, "a loss without warning costs the steps since the last checkpoint"
     _promoted(release)
     _explained(release)
+
+
+def _upgraded(release: Release) -> None:
+    """A new operator finds a job in training, and leaves it alone."""
+    rayjob = lambda: _live_rayjob(release, "digits-pretrain")["metadata"]["uid"]  # noqa: E731
+    before, step = rayjob(), release.status("digits-pretrain")["step"]
+    release.deploy("upgrade", "--set", "operator.config.workers=5")
+    release.until(lambda: release.status("digits-pretrain").get("step", 0) > step, "no news after the upgrade", 120)
+    assert rayjob() == before
+    assert release.status("digits-pretrain")["attempt"] == 2
+
+
+def _live_rayjob(release: Release, name: str) -> dict[str, Any]:
+    return release.kube.get("rayjob", release.status(name)["rayJob"], "-n", release.namespace)
+
+
+def _resized(release: Release, path: Path) -> None:
+    """Suspended, given another number of workers, and resumed: it goes on from where it was."""
+    job = "digits-distill"
+    release.until(lambda: release.status(job).get("step", 0) > 0, f"{job} did not get under way")
+    release.dinoctl("suspend", job, "-n", release.namespace)
+    release.until(lambda: release.status(job).get("state") == "Suspended", "not suspended", 120)
+    saved = release.status(job)["checkpointStep"]
+    assert 0 < saved < _STEPS[job], "no checkpoint was committed at the suspension"
+    told = release.dinoctl("submit", str(_documents(path, {job: 1})), "-n", release.namespace)
+    print(told)
+    release.dinoctl("resume", job, "-n", release.namespace)
+    release.until(lambda: release.status(job).get("state") == "Complete", f"{job} did not go on with one worker", 600)
+    last = release.status(job)["lifecycle"]["attempts"][-1]
+    assert (last["number"], last["startStep"]) == (2, saved)
+    pods = [*_live_rayjob(release, job)["spec"]["rayClusterSpec"]["workerGroupSpecs"]]
+    assert [group["replicas"] for group in pods] == [1]
 
 
 def _urgent(namespace: str) -> dict[str, Any]:

@@ -143,16 +143,16 @@ def test_the_workers_list_is_all(api: ApiServer, watched: tuple[str, str]) -> No
     _, where = watched
     for job in jobs("digits.yaml")[1:3]:
         api.apply(*_moved(rendered(attempt(job), PROFILES["cpu"]), where))
-    worker = api.service_account_kubeconfig(where, "digits-pretrain-worker")
-    mine = {("", "configmaps", "digits-pretrain-progress", verb) for verb in ("get", "patch")}
+    worker = api.service_account_kubeconfig(where, "dinojob-digits-pretrain-worker")
+    mine = {("", "configmaps", "dinojob-digits-pretrain-progress", verb) for verb in ("get", "patch")}
     assert _rules(api, worker, where) == EVERYBODY | mine
     assert _rules(api, worker, "default") == EVERYBODY
     patch = ["patch", "configmap", "-n", where, "--type=merge", "-p", '{"data": {"progress.json": "{}"}}']
-    api.kubectl(*patch, "digits-pretrain-progress", kubeconfig=worker)
-    _refused(api, worker, *patch, "digits-highres-progress")
+    api.kubectl(*patch, "dinojob-digits-pretrain-progress", kubeconfig=worker)
+    _refused(api, worker, *patch, "dinojob-digits-highres-progress")
     _refused(api, worker, "get", "configmaps", "-n", where)
     _refused(api, worker, "get", "secrets", "-n", where)
-    _refused(api, worker, "delete", "configmap", "digits-pretrain-progress", "-n", where)
+    _refused(api, worker, "delete", "configmap", "dinojob-digits-pretrain-progress", "-n", where)
 
 
 def test_a_users_list_is_all_and_enough_for_the_command_line(

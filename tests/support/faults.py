@@ -8,13 +8,14 @@ not on the order in which threads happen to ask.
 import asyncio
 import hashlib
 import re
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import unquote, urlsplit
+
+from support.loops import served
 
 Kind = Literal[
     *("latency", "bandwidth", "slowdown", "error", "truncate", "reset", "lost-answer", "flip"),
@@ -247,7 +248,6 @@ def proxied(url: str, faults: Sequence[Fault] = (), seed: int = 0) -> Iterator[P
     parts = urlsplit(url)
     upstream = (parts.hostname or "127.0.0.1", parts.port or 80)
     proxy = Proxy("", faults, seed)
-    loop = asyncio.new_event_loop()
     tasks: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -257,22 +257,16 @@ def proxied(url: str, faults: Sequence[Fault] = (), seed: int = 0) -> Iterator[P
         await _Connection(proxy, upstream, reader, writer).run()
         tasks.discard(task)
 
-    server = loop.run_until_complete(asyncio.start_server(serve, "127.0.0.1", 0, limit=2**20))
-    proxy.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    thread = threading.Thread(target=loop.run_forever, name="fault-proxy", daemon=True)
-    thread.start()
+    async def start() -> asyncio.Server:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=2**20)
+        proxy.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        return server
 
-    async def close() -> None:
+    async def close(server: asyncio.Server) -> None:
         server.close()
         for task in list(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    try:
+    with served(start, close):
         yield proxy
-    finally:
-        with suppress(TimeoutError):
-            asyncio.run_coroutine_threadsafe(close(), loop).result(10)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
-        loop.close()

@@ -27,6 +27,10 @@ RENDERED = f"{GROUP}/rendered"
 QUEUE = "kueue.x-k8s.io/queue-name"
 PRIORITY = "kueue.x-k8s.io/priority-class"
 
+_OURS = "dinojob"
+"""Of objects that are applied without asking whose they were: a job named ``team`` takes over no account ``team-worker``
+that somebody gave rights to.
+"""
 _DIGITS = 5
 MAX_RAYJOB = 47
 """Of KubeRay: services and pods are named after a RayJob."""
@@ -41,14 +45,14 @@ def rayjob_name(job: str, spec_hash: str, attempt: int) -> str:
 
 def account_name(job: str) -> str:
     """Of the ServiceAccount, Role and RoleBinding of a job's pods."""
-    return f"{job}-worker"
+    return f"{_OURS}-{job}-worker"
 
 
 def progress_name(job: str) -> str:
     """Of the ConfigMap that a job's workers report to."""
-    return f"{job}-progress"
+    return f"{_OURS}-{job}-progress"
 
 
 def resolved_name(job: str) -> str:
     """Of the ConfigMap that keeps the resolved document."""
-    return f"{job}-resolved"
+    return f"{_OURS}-{job}-resolved"

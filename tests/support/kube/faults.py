@@ -10,10 +10,9 @@ import asyncio
 import json
 import re
 import ssl
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -24,6 +23,7 @@ from yarl import URL
 
 from support.kube.access import Access
 from support.kube.apiserver import ApiServer
+from support.loops import served
 
 Kind = Literal["status", "delay", "hang", "reset", "cut", "expire"]
 _REASONS = {
@@ -211,12 +211,12 @@ async def _relay(asked: web.BaseRequest, got: aiohttp.ClientResponse, fault: Fau
 @contextmanager
 def fault_proxy(api: ApiServer) -> Iterator[FaultProxy]:
     """A proxy on a loopback port of its own, in a thread, for the time of a ``with`` block."""
-    proxy, loop = FaultProxy(api), asyncio.new_event_loop()
+    proxy = FaultProxy(api)
     handler = _Handler(proxy)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(api.certificates.certificate, api.certificates.key)
 
-    async def serve() -> web.ServerRunner:
+    async def start() -> web.ServerRunner:
         await handler.open()
         runner = web.ServerRunner(web.Server(handler, handler_cancellation=True), shutdown_timeout=0.1)
         await runner.setup()
@@ -224,19 +224,9 @@ def fault_proxy(api: ApiServer) -> Iterator[FaultProxy]:
         proxy.url = f"https://127.0.0.1:{runner.addresses[0][1]}"
         return runner
 
-    runner = loop.run_until_complete(serve())
-    thread = threading.Thread(target=loop.run_forever, name="fault-proxy", daemon=True)
-    thread.start()
-
-    async def close() -> None:
+    async def close(runner: web.ServerRunner) -> None:
         await runner.cleanup()
         await handler.close()
 
-    try:
+    with served(start, close):
         yield proxy
-    finally:
-        with suppress(TimeoutError):
-            asyncio.run_coroutine_threadsafe(close(), loop).result(10)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
-        loop.close()

@@ -185,9 +185,9 @@ def test_the_driver_works_alone_where_the_stage_has_no_group() -> None:
 
 def test_the_role_is_for_one_config_map() -> None:
     role, progress = (rendered(attempt(VITG), PROFILES["a100"])[index] for index in (1, 3))
-    rule = {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["vitg-pretrain-progress"]}
+    rule = {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["dinojob-vitg-pretrain-progress"]}
     assert role["rules"] == [{**rule, "verbs": ["get", "patch"]}]
-    assert progress["metadata"]["name"] == "vitg-pretrain-progress"
+    assert progress["metadata"]["name"] == "dinojob-vitg-pretrain-progress"
     assert "data" not in progress
 
 
