@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from dinoctl.cluster.connect import connect
 from dinoctl.cluster.errors import NotFound
@@ -18,11 +19,13 @@ from dinoctl.cluster.metrics import Metrics
 from dinoctl.cluster.operator import Operator
 from dinoctl.cluster.protocol import Object
 from dinoctl.cluster.reconcile import Reconciler
-from dinoctl.cluster.resources import DINOJOBS, EVENTS, LOCAL_QUEUES, PODS, RAYJOBS, Resource
+from dinoctl.cluster.resources import DINOJOBS, EVENTS, LOCAL_QUEUES, PODS, RAYJOBS, ROLE_BINDINGS, Resource
 from dinoctl.handover.outcome import Outcome
 from dinoctl.spec.yamldoc import read_yaml
+from support.chart import CI, template
 from support.kube.apiserver import ApiServer
 from support.kube.faults import Fault, FaultProxy
+from support.kube.tools import TOOLS
 from support.kube.world import World
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +68,7 @@ class RealWorld(World):
 class Running:
     """The operator in threads of this process."""
 
-    def __init__(self, world: RealWorld, kubeconfig: Path, name: str = "one") -> None:
+    def __init__(self, world: RealWorld, kubeconfig: Path, name: str = "one", home: str = "") -> None:
         api = connect(kubeconfig=kubeconfig, connections=24)
         self._stop, self.world = threading.Event(), world
 
@@ -74,9 +77,9 @@ class Running:
 
         self.operator = Operator(
             api,
-            world.config(),
+            world.config(namespaces=[world.space]),
             make,
-            namespace=world.space,
+            namespace=home or world.space,
             identity=name,
             metrics=Metrics(),
             terms=Terms(duration=12.0, renew_deadline=9.0, retry=1.0),
@@ -107,8 +110,8 @@ def world(api: ApiServer, namespace: str, tmp_path: Path) -> RealWorld:
 def run(world: RealWorld) -> Iterator[Callable[..., Running]]:
     made: list[Running] = []
 
-    def start(kubeconfig: Path, name: str = "one") -> Running:
-        made.append(Running(world, kubeconfig, name))
+    def start(kubeconfig: Path, name: str = "one", home: str = "") -> Running:
+        made.append(Running(world, kubeconfig, name, home))
         return made[-1]
 
     yield start
@@ -211,11 +214,26 @@ def test_failures_of_the_api_server_on_the_way(api: ApiServer, world: RealWorld,
     assert len(world.registry.runs) == 3
 
 
-def test_namespace_deleted_in_mid_run(api: ApiServer, world: RealWorld, run: Any) -> None:
+@pytest.mark.parametrize("restarted", [False, True])
+def test_namespace_deleted_in_mid_run(api: ApiServer, world: RealWorld, run: Any, restarted: bool) -> None:
+    """With the chart's roles, of which the namespace's own go before its jobs do."""
+    home = api.namespace()
+    made = template(
+        TOOLS["helm"].path, CI / "small.yaml", f"operator.config.namespaces={{{world.space}}}", namespace=home
+    )
+    kinds = ("ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
+    api.apply(*(one for one in yaml.safe_load_all(made) if one and one["kind"] in kinds))
+    token = api.service_account_kubeconfig(home, "dinoctl-operator")
     world.steps = 1000
     world.submit("a", TRAIN)
-    run(api.kubeconfig)
+    first = run(token, home=home)
     until(world, in_state(world, "a", state="Running"))
+    if restarted:
+        first.end()
     api.kubectl("delete", "namespace", world.space, "--wait=false")
+    if restarted:
+        until(world, lambda: not world.objects(ROLE_BINDINGS))
+        run(token, "two", home=home)
     until(world, lambda: gone(world, "a"))
     until(world, lambda: not world.objects(RAYJOBS))
+    until(world, lambda: world.space not in api.kubectl("get", "namespaces", "-o", "name").split("/"), 60)

@@ -37,6 +37,10 @@ OPERATOR = {
     "rbac.authorization.k8s.io roles": "create patch",
     "rbac.authorization.k8s.io rolebindings": "create patch",
 }
+EVERYWHERE = {
+    "dinoctl.io dinojobs": "get list watch patch",
+    "dinoctl.io dinojobs/status": "patch",
+}
 _READ = "get list watch"
 USER = {
     "dinoctl.io dinojobs": f"{_READ} create patch delete",
@@ -95,7 +99,8 @@ def watched(api: ApiServer) -> tuple[str, str]:
     settings += [f"rbac.users[0].{key}={value}" for key, value in person.items()]
     text = template(TOOLS["helm"].path, CI / "small.yaml", *settings, namespace=own)
     made = [one for one in yaml.safe_load_all(text) if one]
-    api.apply(*(one for one in made if one["kind"] in ("ServiceAccount", "Role", "RoleBinding")))
+    kinds = ("ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
+    api.apply(*(one for one in made if one["kind"] in kinds))
     return own, jobs_
 
 
@@ -108,8 +113,9 @@ def test_the_operators_list_is_all(api: ApiServer, watched: tuple[str, str], ope
     own, where = watched
     assert _rules(api, operator, where) == _expected(OPERATOR)
     lease = {("coordination.k8s.io", "leases", "dinoctl-operator", verb) for verb in ("get", "patch")}
-    assert _rules(api, operator, own) == EVERYBODY | lease | {("coordination.k8s.io", "leases", "", "create")}
-    assert _rules(api, operator, "kube-system") == EVERYBODY
+    lease |= {("coordination.k8s.io", "leases", "", "create")}
+    assert _rules(api, operator, own) == _expected(EVERYWHERE) | lease
+    assert _rules(api, operator, "kube-system") == _expected(EVERYWHERE)
 
 
 def test_the_operator_is_refused(api: ApiServer, watched: tuple[str, str], operator: Path) -> None:
@@ -119,13 +125,14 @@ def test_the_operator_is_refused(api: ApiServer, watched: tuple[str, str], opera
     for verb in (
         ["get", "nodes"],
         ["get", "crds"],
-        ["get", "dinojobs", "-A"],
+        ["get", "rayjobs", "-A"],
         ["get", "configmaps", "-n", "kube-system"],
     ):
         _refused(api, operator, *verb)
     for rules in ([_rule("secrets", "get")], [_rule("pods", "create")], [_rule("*", "*")]):
         _refused(api, operator, "create", "-f", "-", document=_role(where, rules))
     _refused(api, operator, "create", "-f", "-", document=_binding(where, "ClusterRole", "admin"))
+    _refused(api, operator, "delete", "dinojob", "x", "-n", where)
 
 
 def test_the_operator_makes_what_it_renders(api: ApiServer, watched: tuple[str, str], operator: Path) -> None:

@@ -27,6 +27,9 @@ def values_schema() -> Schema:
             crds=_fields(install=_flag("Whether the definition of DinoJob is part of the release.")),
             rbac=_fields(
                 create=_flag("Whether roles are made in the watched namespaces."),
+                finalize=_flag(
+                    "Whether the operator may read and patch DinoJobs in all namespaces, to end deleted ones."
+                ),
                 users=_list(_kubernetes("Subject, as in a RoleBinding, that may work with jobs.")),
             ),
             networkPolicy=_fields(

@@ -3,9 +3,13 @@
 It is set before the first attempt and taken away as soon as the run is closed, so a job that is done, or never began,
 is deleted at once, also while no operator runs. It never holds up a deletion for longer than it has to: after
 ``finalize_timeout`` without an answer from the tracking server, or with the annotation ``abandon``, it goes.
+
+When a whole namespace is deleted, the operator's rights in it are deleted as well, and soon. What is left then is what
+the chart gives for all namespaces: to read and to patch DinoJobs. It is enough for this module.
 """
 
-from dinoctl.cluster.objects import annotations_of, seconds
+from dinoctl.cluster.errors import ApiError, Forbidden
+from dinoctl.cluster.objects import annotations_of, deleting, seconds
 from dinoctl.cluster.protocol import Api, Object
 from dinoctl.cluster.record import Record
 from dinoctl.cluster.resources import DINOJOBS
@@ -36,6 +40,13 @@ def waited(body: Object, record: Record, timeout: float, now: float) -> bool:
         return False
     ends = [at for one in status.attempts for at in (one.ended_at, one.stop_at) if at is not None]
     return now - max([asked, *ends]) > timeout
+
+
+def powerless(body: Object, error: ApiError) -> bool:
+    """The job goes with its namespace, and the operator's rights there went first: whatever the refused request was
+    about goes too, by itself.
+    """
+    return deleting(body) and isinstance(error, Forbidden) and error.status == 403
 
 
 def put(api: Api, view: View, body: Object) -> Object:

@@ -14,6 +14,7 @@ from dinoctl.cluster.bounded import Bounded
 from dinoctl.cluster.edited import edited
 from dinoctl.cluster.errors import ApiError, NotFound
 from dinoctl.cluster.execution import eviction, execution, finished, took_machines
+from dinoctl.cluster.finalizer import powerless
 from dinoctl.cluster.objects import Key, attempt_of, deleting, key_of, owned_by, uid_of
 from dinoctl.cluster.protocol import Api, Object
 from dinoctl.cluster.record import Record
@@ -115,13 +116,15 @@ class Eyes:
         self.bounded.close()
 
     def _attempt(self, look: Look, body: Object, record: Record, live: Attempt, now: float) -> Look:
+        key, watched = key_of(body), True
         try:
             rayjob = self._rayjob(body, live)
         except ApiError as error:
-            unknown = Execution(live.number, Phase.UNKNOWN, now, message=str(error))
-            return replace(look, observed=Observed(executions=(unknown,)), unreadable=str(error))
-        key = key_of(body)
-        pods = [pod for pod in self.view.pods.of(*key) if attempt_of(pod) == live.number]
+            if not powerless(body, error):
+                unknown = Execution(live.number, Phase.UNKNOWN, now, message=str(error))
+                return replace(look, observed=Observed(executions=(unknown,)), unreadable=str(error))
+            rayjob, watched = None, False
+        pods = [pod for pod in self.view.pods.of(*key) if attempt_of(pod) == live.number and (watched or deleting(pod))]
         workload = _workload(self.view.workloads.of(key.namespace, rayjob["metadata"]["name"])) if rayjob else None
         took = took_machines(rayjob, workload, live)
         on_record = record.preempted and record.preempted.attempt == live.number and record.preempted.message
@@ -148,10 +151,11 @@ class Eyes:
         )
 
     def _rayjob(self, body: Object, live: Attempt) -> Object | None:
+        """Of a job that is going the server is asked: where its namespace goes too, nothing may be watched any more."""
         name = names.rayjob_name(body["metadata"]["name"], live.spec_hash, live.number)
         namespace = body["metadata"]["namespace"]
         found = self.view.rayjobs.get(namespace, name)
-        if found is None:
+        if found is None or deleting(body):
             try:
                 found = self.api.get(RAYJOBS, namespace, name)
             except NotFound:

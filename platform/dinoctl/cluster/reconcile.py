@@ -15,7 +15,7 @@ from typing import Protocol
 from dinoctl.cluster import finalizer
 from dinoctl.cluster.act import Hands
 from dinoctl.cluster.documents import Documents, Memo
-from dinoctl.cluster.errors import NotFound
+from dinoctl.cluster.errors import Forbidden, NotFound
 from dinoctl.cluster.events import Events, Happening
 from dinoctl.cluster.failures import ended
 from dinoctl.cluster.family import Kin
@@ -192,6 +192,10 @@ class _Snapshots:
                 self._api.get(CONFIGMAPS, metadata["namespace"], names.resolved_name(metadata["name"]))
             )
         except NotFound:
+            return None
+        except Forbidden as error:
+            if not finalizer.powerless(body, error):
+                raise
             return None
 
 

@@ -99,7 +99,7 @@ class Round:
             self._tools.hands.stop(self._body, after, after.preempted.attempt, force=False)
         if not effects:
             self._restore()
-        if ended(before, after):
+        if ended(before, after) and not deleting(self._body):  # else all of them go
             self._tools.hands.tidy(self._body, after, self._tools.config.keep_attempts)
         self._tools.reports.want(self._body, self.record, self._look.pods)
         return min([*waits, next_look(job, self.record.status, self._look, self._now, self._tools.config.resync)])
@@ -196,7 +196,7 @@ class Round:
             case StartAttempt(number):
                 return self._start(number)
             case StopAttempt(number, _, force):
-                self._tools.hands.stop(self._body, self.record, number, force=force)
+                self._stop(number, force=force)
             case Promote():
                 return self._promote()
             case Finalize(complete, _):
@@ -218,6 +218,13 @@ class Round:
             self._trouble = Trouble(ConditionType.ADMITTED, "StorageUnreadable", str(error))
         self._save(self.record)
         return _AGAIN_S
+
+    def _stop(self, number: int, *, force: bool) -> None:
+        try:
+            self._tools.hands.stop(self._body, self.record, number, force=force)
+        except Forbidden as error:
+            if not finalizer.powerless(self._body, error):
+                raise
 
     def _restore(self) -> None:
         """Without its document no pod starts, and without the other map nobody hears of its progress any more."""

@@ -10,7 +10,7 @@ import pytest
 from operators import GATED, TRAIN, Operator, settle
 from test_reconcile import attempts, condition, gone, reasons, rounds
 
-from dinoctl.cluster.errors import Unavailable
+from dinoctl.cluster.errors import Forbidden, Unavailable
 from dinoctl.cluster.resources import CONFIGMAPS, DINOJOBS, EVENTS, RAYJOBS
 from dinoctl.cluster.tracking_child import Busy
 from dinoctl.data.errors import StorageError
@@ -19,7 +19,7 @@ from dinoctl.handover.attempts import AttemptStore
 from dinoctl.handover.outcome import Outcome
 from dinoctl.spec import names
 from support.kube.memory import Call
-from support.kube.world import SPACE, World
+from support.kube.world import SPACE, Lagging, World
 
 NO_ANSWER = StorageError("s3://x: no answer")
 
@@ -195,6 +195,59 @@ def until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_namespace_takes_the_operators_rights_with_it(world: World, restarted: bool) -> None:
+    """Only DinoJobs may be read and patched any more; all watches have ended before the pods did."""
+    refused: list[str] = []
+
+    def hook(call: Call) -> None:
+        if world.server.terminating and call.resource != DINOJOBS:
+            refused.append(f"{call.verb} {call.resource.kind}")
+            raise Forbidden(refused[-1], "is forbidden", 403, "Forbidden")
+
+    world.steps = 1000
+    world.submit("a", TRAIN)
+    view = Lagging(world.server)
+    view.catch_up()
+    view.jobs.held = None
+    operator = Operator(world, hook, view)
+    for _ in range(6):
+        operator.look()
+        world.tick()
+        view.catch_up()
+        view.jobs.held = None
+    assert world.state("a") == "Running"
+    world.server.end_namespace(SPACE)
+    if restarted:
+        operator = Operator(world, hook, view)
+    rounds(world, operator, 4)
+    assert gone(world)
+    assert not operator.errors
+    assert list(world.registry.runs.values()) == ([] if restarted else ["FAILED"])
+    assert "get RayJob" in refused
+
+
+def test_a_refusal_is_no_sign_that_a_jobs_work_is_gone(world: World) -> None:
+    """While nobody deletes it."""
+    down: list[bool] = []
+
+    def hook(call: Call) -> None:
+        if down and call.resource == RAYJOBS and call.verb == "get":
+            raise Forbidden("get RayJob", "is forbidden", 403, "Forbidden")
+
+    world.steps = 1000
+    world.submit("a", TRAIN)
+    view = Lagging(world.server)
+    operator = Operator(world, hook, view)
+    view.jobs.held = None
+    rounds(world, operator, 5)
+    view.rayjobs.held = {}
+    down.append(True)
+    rounds(world, operator, 5)
+    assert [one["state"] for one in attempts(world, "a")] == ["Running"]
+    assert world.state("a") == "Unknown"
 
 
 def test_nothing_is_remembered_of_jobs_that_are_gone(world: World) -> None:
