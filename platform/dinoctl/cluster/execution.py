@@ -18,6 +18,8 @@ from dinoctl.handover.outcome import Outcome
 from dinoctl.lifecycle import Attempt, Cause, Execution, Phase
 
 _SUSPENDED = ("Suspending", "Suspended")
+NOTICED_S = 60.0
+"""After so long KubeRay or Kueue ought to have looked at a RayJob."""
 _AT_WORK = ("Initializing", "Waiting", "Running", "Retrying")
 
 
@@ -54,11 +56,12 @@ def execution(
     if over := _over(rayjob, outcome):
         return seen(*over)
     status: Mapping[str, Any] = rayjob.get("status") or {}
+    late = "; does its controller run?" if now - attempt.intended_at > NOTICED_S else ""
     if rayjob["spec"].get("suspend"):
-        return seen(Phase.PENDING, message=_queued(workload))
+        return seen(Phase.PENDING, message=_queued(workload) or f"Kueue has not looked at it yet{late}")
     if status.get("jobDeploymentStatus") in _AT_WORK:
         return seen(Phase.RUNNING, message=complaint(pods))
-    return seen(Phase.PENDING, message="KubeRay has not looked at it yet")
+    return seen(Phase.PENDING, message=f"KubeRay has not looked at it yet{late}")
 
 
 def took_machines(rayjob: Object | None, workload: Object | None, attempt: Attempt) -> bool:
@@ -113,9 +116,9 @@ def _cause(outcome: Outcome | None, otherwise: Cause | None, message: str) -> tu
 
 
 def _queued(workload: Object | None) -> str:
-    """Kueue's own explanation of why it waits."""
+    """Kueue's own explanation of why it waits; nothing without a Workload."""
     for kind in ("Admitted", "QuotaReserved", "Evicted"):
         found = condition(workload, kind)
         if found.get("message") and (kind == "Evicted") == (found.get("status") == "True"):
             return str(found["message"])
-    return "waiting for Kueue" if workload else "Kueue has not looked at it yet"
+    return "waiting for Kueue" if workload else ""

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from dinoctl.cluster.execution import NOTICED_S
 from dinoctl.cluster.observe import Look
 from dinoctl.cluster.status import PROGRESS
 from dinoctl.lifecycle import AttemptState, ConditionType, Job, Phase, Status
@@ -31,6 +32,9 @@ def next_look(job: Job, status: Status | None, look: Look, now: float, longest: 
     if live is not None and live.state is AttemptState.STOPPING and live.stop_at is not None:
         forced = live.stop_at + job.patience.force_s - now
         waits.append(forced if forced > 0 else _UNKNOWN_S)
+    if live is not None and execution is not None and execution.phase is Phase.PENDING:
+        silent = live.intended_at + NOTICED_S - now
+        waits += [silent + _SOON_S] if silent >= 0 else []
     if execution is not None and execution.phase is Phase.UNKNOWN:
         waits.append(_UNKNOWN_S)
     if execution is not None and execution.phase is Phase.RUNNING and (look.took or look.rayjob is None):

@@ -159,6 +159,9 @@ class World:
     fail: dict[int, Outcome | None] = field(default_factory=dict)
     """Attempts that end badly after their first step, and what they leave."""
     admit: bool = True
+    kueue: bool = True
+    """Its controller runs; its webhook is never needed."""
+    queued: set[str] = field(default_factory=set)
     registry: Registry = field(default_factory=Registry)
     trained: dict[str, int] = field(default_factory=dict)
     ending: dict[str, int] = field(default_factory=dict)
@@ -257,7 +260,7 @@ class World:
         if state == "Suspending":
             self._status(rayjob, jobDeploymentStatus="Suspended")
         elif state == "Suspended":
-            if self.admit:
+            if self.admit and self.kueue:
                 self.api.patch(RAYJOBS, self.space, rayjob["metadata"]["name"], {"spec": {"suspend": False}})
                 self._status(rayjob, jobDeploymentStatus="")
         elif state == "":
@@ -270,11 +273,12 @@ class World:
             self._train(rayjob)
 
     def _new(self, rayjob: Object) -> None:
-        """In a queue it is suspended by Kueue's webhook; KubeRay takes it for initializing all the same, at first,
-        and notes a start.
+        """In a queue it is suspended, and Kueue makes a Workload; KubeRay takes it for initializing all the same, at
+        first, and notes a start.
         """
-        if names.QUEUE in rayjob["metadata"].get("labels", {}) and "suspend" not in rayjob["spec"]:
-            self.api.patch(RAYJOBS, self.space, rayjob["metadata"]["name"], {"spec": {"suspend": True}})
+        queued, name = names.QUEUE in rayjob["metadata"].get("labels", {}), rayjob["metadata"]["name"]
+        if queued and self.kueue and name not in self.queued:
+            self.queued.add(name)
             self._workload(rayjob)
             return
         self._status(rayjob, jobDeploymentStatus="Initializing", startTime=self.stamp())

@@ -11,7 +11,7 @@ from operators import GATED, TRAIN, Operator, settle
 from test_reconcile import attempts, condition, gone, reasons, rounds
 
 from dinoctl.cluster.errors import Forbidden, Unavailable
-from dinoctl.cluster.resources import CONFIGMAPS, DINOJOBS, EVENTS, RAYJOBS
+from dinoctl.cluster.resources import CONFIGMAPS, DINOJOBS, EVENTS, PODS, RAYJOBS
 from dinoctl.cluster.tracking_child import Busy
 from dinoctl.data.errors import StorageError
 from dinoctl.data.storage import open_storage
@@ -124,6 +124,21 @@ def test_a_webhook_that_nobody_serves_is_told(world: World) -> None:
     assert "do Kueue and KubeRay run?" in told["message"]
     assert not operator.errors
     down[0] = False
+    settle(world, operator, "a")
+
+
+def test_without_kueue_nothing_runs_beside_the_quota(tmp_path: Path) -> None:
+    """Its definitions are installed, and neither webhook nor controller runs."""
+    world = World(tmp_path, queue="gpus", kueue=False)
+    world.submit("a", TRAIN)
+    operator = Operator(world)
+    rounds(world, operator, 6)
+    assert world.job("a")["status"]["message"] == "attempt 1 is queued: Kueue has not looked at it yet"
+    rounds(world, operator, 10)
+    told = "attempt 1 is queued: Kueue has not looked at it yet; does its controller run?"
+    assert (world.state("a"), world.job("a")["status"]["message"]) == ("Queued", told)
+    assert not world.objects(PODS)
+    world.kueue = True
     settle(world, operator, "a")
 
 

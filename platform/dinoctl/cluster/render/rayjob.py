@@ -1,6 +1,7 @@
 """The RayJob of an attempt. It is made once and never changed; retries are attempts of their own.
 
-``spec.suspend`` and scheduling are left alone after that: they are Kueue's.
+In a queue it is made suspended, as Kueue's webhook would do it: without the webhook it would run at once, beside the
+quota. ``spec.suspend`` and scheduling are left alone after that: they are Kueue's.
 """
 
 import math
@@ -31,6 +32,7 @@ def rayjob_spec(pods: PodMaker) -> dict[str, Any]:
         "submitterConfig": {"backoffLimit": 0},
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": 0,
+        **({"suspend": True} if pods.profile.queue else {}),
         "submitterPodTemplate": pods.submitter(),
         "rayClusterSpec": {
             "rayVersion": RAY_VERSION,
