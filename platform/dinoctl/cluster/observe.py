@@ -28,7 +28,7 @@ from dinoctl.handover.judgement import Champions
 from dinoctl.handover.outcome import Outcome
 from dinoctl.handover.output import read_evidence
 from dinoctl.handover.promotion import compares
-from dinoctl.lifecycle import Attempt, Execution, LedgerHead, Observed, ParentView, Phase, Progress
+from dinoctl.lifecycle import Attempt, AttemptState, Execution, LedgerHead, Observed, ParentView, Phase, Progress
 from dinoctl.results import Results, read_results
 from dinoctl.spec import names
 from dinoctl.spec.errors import EnvironmentProblem, UserError
@@ -120,7 +120,7 @@ class Eyes:
         try:
             rayjob = self._rayjob(body, live)
         except ApiError as error:
-            if not powerless(body, error):
+            if not powerless(body, error) or live.state is not AttemptState.STOPPING:
                 unknown = Execution(live.number, Phase.UNKNOWN, now, message=str(error))
                 return replace(look, observed=Observed(executions=(unknown,)), unreadable=str(error))
             rayjob, watched = None, False

@@ -240,7 +240,8 @@ def test_a_namespace_takes_the_operators_rights_with_it(world: World, restarted:
     rounds(world, operator, 4)
     assert gone(world)
     assert not operator.errors
-    assert list(world.registry.runs.values()) == ([] if restarted else ["FAILED"])
+    assert list(world.registry.runs.values()) == ["FAILED"]
+    assert not [one for one in world.objects(EVENTS) if one["type"] == "Warning"]
     assert "get RayJob" in refused
 
 
