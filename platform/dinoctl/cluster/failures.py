@@ -1,6 +1,7 @@
 """Attempts that ended badly: what is said of the last one, and which nodes the next one avoids. Pure."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from dinoctl.cluster.objects import labels_of
@@ -12,7 +13,7 @@ from dinoctl.lifecycle import Attempt, Cause
 from dinoctl.spec import names
 
 _STRIKES = 2
-_MOST_EXCLUDED, _MOST_NODES = 8, 16
+_MOST_EXCLUDED = 8
 _BAD = (Cause.INFRASTRUCTURE, Cause.APPLICATION, Cause.SPEC)
 
 
@@ -22,26 +23,54 @@ def ended(before: Record, after: Record) -> list[Attempt]:
     return [a for a in (after.status.attempts if after.status else ()) if not a.live and a.number in live]
 
 
-def blame(before: Record, after: Record, look: Look) -> Record:
-    """Remembers failures. A node on which the infrastructure failed twice is avoided, as long as ranks of the job have
-    been seen on another one: nobody is served by a job that fits nowhere, and a head's node may have no GPUs.
+def blame(before: Record, after: Record, look: Look, pods: int | None) -> Record:
+    """Remembers failures. A node on which the infrastructure failed twice is avoided by the next attempts, until one of
+    them has trained without it. ``pods``: of workers in the next one (0: the head works alone; None: none can begin).
     """
-    for attempt in ended(before, after):
-        if attempt.cause not in _BAD:
-            continue
-        node = (look.outcome.node if look.outcome else "") or suspect(look.pods)
-        failure = {"attempt": attempt.number, "class": str(attempt.cause), "message": attempt.message}
-        after = replace(after, last_failure=failure | ({"node": node} if node else {}))
-        if node and attempt.cause is Cause.INFRASTRUCTURE:
-            after = replace(after, strikes={**after.strikes, node: after.strikes.get(node, 0) + 1})
-    guilty = sorted((node for node, count in after.strikes.items() if count >= _STRIKES), key=after.strikes.__getitem__)
-    excluded = tuple(guilty[-_MOST_EXCLUDED:])
-    seen = tuple(sorted({*after.nodes, *_places(look.pods)}))[:_MOST_NODES]
-    others = set(seen) - set(excluded)
-    return replace(after, nodes=seen, excluded=excluded if others else after.excluded)
+    done = ended(before, after)
+    for attempt in done:
+        after = _struck(_forgiven(before, after, attempt), attempt, look)
+    if pods is None:
+        return after
+    places, needed = _places(look.pods, "worker" if pods else "head"), max(1, pods)
+    if not done and len(places) < needed:  # they come one by one
+        return after
+    seen = {*after.nodes, *places}
+    if places:
+        needed = math.ceil(needed * len(set(places)) / len(places))  # as close together as they are
+    after = replace(after, nodes=tuple(sorted(seen)[: needed + _MOST_EXCLUDED]))
+    return replace(after, excluded=_excluded(after.strikes, seen, needed)) if done else after
 
 
-def _places(pods: Sequence[Object]) -> set[str]:
-    """Where ranks are; of a job that the head does alone, where that is."""
-    ranks = [pod for pod in pods if labels_of(pod).get(names.ROLE) == "worker"]
-    return nodes_of(ranks or pods)
+def _forgiven(before: Record, after: Record, attempt: Attempt) -> Record:
+    """What was avoided to some purpose: it may be mended by now, and a job can live for months."""
+    if attempt.trained_at is None:
+        return after
+    strikes = {node: count for node, count in after.strikes.items() if node not in before.excluded}
+    return replace(after, strikes=strikes)
+
+
+def _struck(after: Record, attempt: Attempt, look: Look) -> Record:
+    if attempt.cause not in _BAD:
+        return after
+    node = (look.outcome.node if look.outcome else "") or suspect(look.pods)
+    failure = {"attempt": attempt.number, "class": str(attempt.cause), "message": attempt.message}
+    after = replace(after, last_failure=failure | ({"node": node} if node else {}))
+    if node and attempt.cause is Cause.INFRASTRUCTURE:
+        after = replace(after, strikes={**after.strikes, node: after.strikes.get(node, 0) + 1})
+    return after
+
+
+def _excluded(strikes: Mapping[str, int], seen: set[str], needed: int) -> tuple[str, ...]:
+    """The guiltiest, as long as ranks have been seen on as many others as are ``needed``: a job that fits nowhere
+    serves nobody, and keeps its quota. A head's node, where no ranks were, may have no GPUs.
+    """
+    guilty = sorted((node for node, count in strikes.items() if count >= _STRIKES), key=strikes.__getitem__)
+    ranks = [node for node in guilty if node in seen]
+    kept = ranks[: max(0, len(ranks) - max(0, len(seen) - needed))]
+    return tuple(node for node in guilty if seen and node not in kept)[-_MOST_EXCLUDED:]
+
+
+def _places(pods: Sequence[Object], role: str) -> list[str]:
+    """Where they are, a node for each that has one."""
+    return [node for pod in pods if labels_of(pod).get(names.ROLE) == role for node in nodes_of([pod])]

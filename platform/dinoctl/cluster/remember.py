@@ -16,8 +16,12 @@ _HELD = ("KubeRayMissing", "KueueMissing", "QueueMissing", "NameTaken", "RayJobR
 _STARTED_S = 60.0
 
 
-def remember(view: View, namespace: str, before: Record, record: Record, status: Status, look: Look) -> Record:
-    """``record`` with the lifecycle's new status, and what only this executor knows. ``before``: as it was read."""
+def remember(
+    view: View, namespace: str, before: Record, record: Record, status: Status, look: Look, pods: int | None
+) -> Record:
+    """``record`` with the lifecycle's new status, and what only this executor knows. ``before``: as it was read;
+    ``pods``: see ``Wishes``.
+    """
     live = record.status.live if record.status else None
     after = replace(record, status=status, run_id=look.run_id or record.run_id)
     if status.began_at is not None and not record.begun:
@@ -25,7 +29,7 @@ def remember(view: View, namespace: str, before: Record, record: Record, status:
         after = replace(after, outputs=outputs_of(view, namespace, parents))
     if look.took and live and not (after.preempted and after.preempted.attempt == live.number):
         after = replace(after, preempted=Preempted(live.number, look.eviction))
-    return blame(before, after, look)
+    return blame(before, after, look, pods)
 
 
 def held(body: Object) -> Trouble | None:

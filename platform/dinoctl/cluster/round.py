@@ -83,7 +83,8 @@ class Round:
                 self._save(self.record)
                 return _AGAIN_S
             record, decision = found
-        after = remember(self._tools.view, self._namespace, self.record, record, decision.status, self._look)
+        seen, pods = self._look, self._wishes.pods
+        after = remember(self._tools.view, self._namespace, self.record, record, decision.status, seen, pods)
         return self._proceed(after, decision.actions, job)
 
     def _proceed(self, after: Record, actions: Sequence[Action], job: Job) -> float:

@@ -8,6 +8,7 @@ from dinoctl.cluster.objects import annotations_of, deleting
 from dinoctl.cluster.protocol import Object
 from dinoctl.cluster.record import Record
 from dinoctl.cluster.render import Refused, check
+from dinoctl.cluster.render.layout import groups
 from dinoctl.cluster.status import Trouble
 from dinoctl.lifecycle import ConditionType, Job, Status
 from dinoctl.lifecycle.job import Backoff, Patience
@@ -35,6 +36,13 @@ class Wishes:
     restart: str
     cancel: bool
     suspend: bool
+
+    @property
+    def pods(self) -> int | None:
+        """Those of workers in the next attempt; None when none can begin."""
+        if self.job is None or self.profile is None:
+            return None
+        return sum(group.pods for group in groups(self.job.spec, self.profile))
 
     def of_life(self, status: Status | None) -> ResolvedJob | None:
         """The job with the hash that a status speaks of."""

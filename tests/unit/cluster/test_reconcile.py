@@ -380,11 +380,17 @@ def test_a_node_is_avoided_after_its_second_strike(world: World) -> None:
     world.on_node = lambda role, attempt: "bad" if role == "worker" and attempt in (1, 3) else "good"
     world.submit("a", TRAIN)
     operator = Operator(world)
-    settle(world, operator, "a")
+    for _ in range(80):
+        operator.look()
+        world.tick()
+        if attempts(world, "a")[-1]["number"] == 4:
+            break
     status = world.job("a")["status"]
     assert status["strikes"] == {"bad": 2}
     assert status["excludedNodes"] == ["bad"]
     assert status["lastFailure"]["node"] == "bad"
+    settle(world, operator, "a")
+    assert not {"strikes", "excludedNodes"} & set(world.job("a")["status"]), "it has trained elsewhere"
     last = world.rayjobs()[-1]["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
     assert "bad" in str(last["affinity"])
     first = world.rayjobs()[0]["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
