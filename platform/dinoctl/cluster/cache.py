@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 
-from dinoctl.cluster.errors import ApiError, Gone, NotFound
+from dinoctl.cluster.errors import ApiError, Forbidden, Gone, NotFound
 from dinoctl.cluster.protocol import Api, Keep, Object, Watch
 from dinoctl.cluster.resources import Resource
 from dinoctl.spec import names
@@ -91,6 +91,11 @@ class Cache:
     def synced(self) -> bool:
         """Every namespace was listed once; of a kind that the server doesn't know, there is nothing to list."""
         return all(follower.synced for follower in self._followers)
+
+    @property
+    def unlisted(self) -> dict[str, bool]:
+        """Namespaces that were never listed, and whether that is because the server refuses it."""
+        return {str(follower.namespace): follower.refused for follower in self._followers if not follower.synced}
 
     @property
     def missing(self) -> bool:
@@ -177,7 +182,7 @@ class _Follower:
 
     def __init__(self, cache: Cache, namespace: str | None) -> None:
         self.cache, self.namespace = cache, namespace
-        self.synced, self.missing, self.trouble = False, False, ""
+        self.synced, self.missing, self.refused, self.trouble = False, False, False, ""
         self.heard = time.monotonic()
         self.thread = threading.Thread(target=self._run, name=f"watch-{cache.resource.plural}", daemon=True)
         self._since, self._failures = "", 0
@@ -209,7 +214,7 @@ class _Follower:
             except ApiError as error:
                 if str(error) != self.trouble:
                     _log.warning("%s", error, extra={"reason": "WatchFailed"})
-                self.trouble = str(error)
+                self.trouble, self.refused = str(error), isinstance(error, Forbidden)
                 self._again("error", self._delay())
             except Exception as error:  # a bug in a handler must not end the watch unseen
                 _log.exception("a change of %s could not be handled", self.cache.resource.plural)

@@ -29,9 +29,10 @@ class Caches:
         return self.jobs, self.rayjobs, self.pods, self.workloads, self.progress
 
     @property
-    def synced(self) -> bool:
-        """All have listed once."""
-        return all(cache.synced for cache in self.all())
+    def unlisted(self) -> dict[str, bool]:
+        """Namespaces of which some kind was never listed, and whether the server refuses all that are missing."""
+        found = [item for cache in self.all() for item in cache.unlisted.items()]
+        return {namespace: all(refused for one, refused in found if one == namespace) for namespace, _ in found}
 
 
 def build(

@@ -17,6 +17,7 @@ from dinoctl.cluster.caches import Caches
 from dinoctl.cluster.errors import ApiError, Conflict, NotLeading
 from dinoctl.cluster.lease import Lease, Terms
 from dinoctl.cluster.metrics import Metrics
+from dinoctl.cluster.objects import deleting
 from dinoctl.cluster.protocol import Api, Object
 from dinoctl.cluster.queue import Item, WorkQueue
 from dinoctl.spec.profile import OperatorConfig
@@ -29,6 +30,8 @@ many seconds a running job, within these bounds.
 """
 _FINAL = ("Complete", "Failed", "Cancelled")
 """States of a parent that a child acts on; of all others it only says that it waits, and a sweep may do that."""
+LOST_S = 30.0
+"""How long a start waits for namespaces that may not be listed: deleted ones, or those whose Role is gone."""
 STUCK = 900.0
 """Seconds after which one look at a job counts as stuck."""
 
@@ -76,9 +79,11 @@ class Operator:
     ) -> None:
         self.config, self.metrics = config, metrics
         self.queue: WorkQueue[Name] = WorkQueue(first=0.2)
+        namespaces = config.namespaces or [namespace]
+        self._namespaces = len(set(namespaces))
         self.caches = watched.build(
             api,
-            config.namespaces or [namespace],
+            namespaces,
             job_changed=self._job_changed,
             job_written=self._job_seen,
             wants=self._wants,
@@ -90,7 +95,8 @@ class Operator:
         self._stopping = threading.Event()
         self._looks: dict[str, float] = {}
         self._faces: dict[Name, int] = {}
-        self._open = False
+        self._open = self._complete = False
+        self._lost = ""
         self._threads = [
             threading.Thread(target=self._work, name=f"look-{number}", daemon=True) for number in range(config.workers)
         ]
@@ -107,6 +113,7 @@ class Operator:
                 self.lease.start()
                 while not stop.wait(30.0):
                     self._watch_memory()
+                    self._tell_lost()
         finally:
             self._end()
 
@@ -124,23 +131,44 @@ class Operator:
 
     def unready(self) -> str:
         """For ``/readyz``: what keeps this replica from working or taking over."""
-        behind = [
-            cache.trouble or f"{cache.resource.plural} not listed" for cache in self.caches.all() if not cache.synced
-        ]
-        if self.caches.jobs.missing:
-            behind.append("the CRD of DinoJobs is not installed")
-        return "; ".join(behind)
+        behind = self._troubles()
+        if self._complete and len(self.caches.unlisted) < self._namespaces:
+            behind = ""  # what is lost doesn't keep it from working elsewhere
+        missing = "the CRD of DinoJobs is not installed" if self.caches.jobs.missing else ""
+        return "; ".join(filter(None, (behind, missing)))
+
+    def _troubles(self) -> str:
+        late = (cache for cache in self.caches.all() if not cache.synced)
+        return "; ".join(cache.trouble or f"{cache.resource.plural} not listed" for cache in late)
 
     def _wait_for_caches(self, stop: threading.Event) -> bool:
-        told = time.monotonic()
-        while not self.caches.synced:
+        begin = told = time.monotonic()
+        while unlisted := self.caches.unlisted:
             if stop.wait(0.1):
                 return False
+            if all(unlisted.values()) and time.monotonic() - begin > LOST_S:
+                break
             if time.monotonic() - told > 10.0:
                 told = time.monotonic()
                 _log.warning("waiting for the API server: %s", self.unready(), extra={"reason": "NotSynced"})
+        self._complete = True
+        self._tell_lost()
         _log.info("watching %d jobs", len(self.caches.jobs), extra={"reason": "Synced"})
         return not stop.is_set()
+
+    def _tell_lost(self) -> None:
+        lost = ", ".join(sorted(self.caches.unlisted))
+        if lost and lost != self._lost:
+            text = "namespace %s may not be watched, its jobs are left alone: %s"
+            _log.warning(text, lost, self._troubles(), extra={"reason": "NamespaceLost"})
+        elif lost != self._lost:
+            _log.info("all namespaces are watched", extra={"reason": "NamespaceBack"})
+        self._lost = lost
+
+    def _blind(self, key: Name) -> bool:
+        """Not all that belongs to the job may be watched; only one that is going needs no more than itself."""
+        body = self.caches.jobs.get(*key) if key[0] in self.caches.unlisted else None
+        return body is not None and not deleting(body)
 
     def _wants(self, key: Name) -> None:
         if self._open:  # else all are looked at when leadership begins
@@ -203,7 +231,7 @@ class Operator:
         begin, thread = time.monotonic(), threading.current_thread().name
         self._looks[thread] = begin
         try:
-            wait = self.reconciler.reconcile(item.key)
+            wait = LOST_S if self._blind(item.key) else self.reconciler.reconcile(item.key)
         except Exception as error:
             self._failed(item.key, error)
         else:
@@ -248,6 +276,8 @@ class Operator:
         self.metrics.watch_value("dinoctl_queue_depth", "Jobs that wait for a thread.", lambda: self.queue.depth)
         self.metrics.watch_value("dinoctl_queue_delayed", "Jobs that wait for their time.", lambda: self.queue.delayed)
         self.metrics.watch_value("dinoctl_memory_limit_bytes", "Configured memory.", lambda: self.config.memory)
+        lost = "Watched namespaces of which not all was listed."
+        self.metrics.watch_value("dinoctl_namespaces_unlisted", lost, lambda: len(self.caches.unlisted))
         sizes = {cache.resource.plural: cache.__len__ for cache in self.caches.all()}
         self.metrics.watch_values("dinoctl_cache_objects", "Objects in caches.", "resource", dict(sizes))
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 
 from dinoctl.cluster.caches import Caches
-from dinoctl.cluster.errors import Conflict, Exists, NotLeading, Throttled, Unavailable
+from dinoctl.cluster.errors import Conflict, Exists, Forbidden, NotLeading, Throttled, Unavailable
 from dinoctl.cluster.http import Server
 from dinoctl.cluster.lease import Terms
 from dinoctl.cluster.metrics import Metrics
@@ -70,8 +70,9 @@ class Keeper:
 
 
 class Replica:
-    def __init__(self, server: MemoryServer, name: str) -> None:
+    def __init__(self, server: MemoryServer, name: str, config: OperatorConfig = CONFIG) -> None:
         self.down = False
+        self.refused = ""
         self.writes: list[str] = []
         self.stop = threading.Event()
         self.metrics = Metrics()
@@ -82,12 +83,14 @@ class Replica:
             return self.keeper
 
         api = MemoryApi(server, self._hook)
-        self.operator = Operator(api, CONFIG, make, namespace=SPACE, identity=name, metrics=self.metrics, terms=TERMS)
+        self.operator = Operator(api, config, make, namespace=SPACE, identity=name, metrics=self.metrics, terms=TERMS)
         self.thread = threading.Thread(target=self.operator.run, args=(self.stop,))
 
     def _hook(self, call: Call) -> None:
         if self.down and call.when == "before":
             raise Unavailable(call.verb, "down")
+        if self.refused and call.namespace == self.refused and call.when == "before" and call.resource != DINOJOBS:
+            raise Forbidden(f"list {call.resource.plural}", "is forbidden", 403, "Forbidden")
         if call.writes and call.when == "before" and call.resource != LEASES:
             self.writes.append(call.name)
 
@@ -106,8 +109,9 @@ def server() -> MemoryServer:
 def start(server) -> Iterator[Callable[[str], Replica]]:
     made: list[Replica] = []
 
-    def new(name: str = "a") -> Replica:
-        made.append(Replica(server, name))
+    def new(name: str = "a", config: OperatorConfig = CONFIG, refused: str = "") -> Replica:
+        made.append(Replica(server, name, config))
+        made[-1].refused = refused
         made[-1].thread.start()
         return made[-1]
 
@@ -241,6 +245,38 @@ def test_nothing_is_done_before_the_caches_know_the_cluster(server, start) -> No
     assert "down" in replica.operator.unready()
     assert replica.keeper.looks == {}
     assert not replica.operator.lease.held()
+    replica.end()
+
+
+@pytest.mark.parametrize("others", [[], [SPACE]], ids=["the only one", "one of two"])
+def test_a_namespace_that_may_not_be_watched(server, start, monkeypatch, caplog, others) -> None:
+    """It was deleted while no operator ran, or its Role was: of its jobs only what is going can be seen to."""
+    monkeypatch.setattr("dinoctl.cluster.operator.LOST_S", 0.4)
+    api = MemoryApi(server)
+    for name, more in (("left", {}), ("going", {"finalizers": ["x/y"]})):
+        api.create(DINOJOBS, "lost", {"metadata": {"name": name, **more}, "spec": {}})
+    api.delete(DINOJOBS, "lost", "going")
+    if others:
+        submit(server, "job")
+    replica = start("a", CONFIG.model_copy(update={"namespaces": [*others, "lost"]}), "lost")
+    eventually(lambda: replica.keeper.looks["going"] > 0)
+    eventually(lambda: made(server) == ({"job"} if others else set()))
+    assert "namespace lost may not be watched" in caplog.text
+    assert replica.metrics.registry.get_sample_value("dinoctl_namespaces_unlisted") == 1
+    assert replica.keeper.looks["left"] == 0
+    assert bool(replica.operator.unready()) != bool(others)
+    replica.refused = ""
+    eventually(lambda: {"left", "going"} <= made(server))
+    assert replica.operator.unready() == ""
+
+
+def test_a_server_that_is_only_slow_is_waited_for(server, start, monkeypatch) -> None:
+    monkeypatch.setattr("dinoctl.cluster.operator.LOST_S", 0.1)
+    replica = Replica(server, "a")
+    replica.down = True
+    replica.thread.start()
+    time.sleep(0.6)
+    assert not replica.operator.lease.thread.is_alive()
     replica.end()
 
 
