@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dinoctl.cluster.objects import seconds
+from dinoctl.cluster.postmortem.pods import NODE_GONE
 from dinoctl.cluster.protocol import Object
 
 _HELD_UP = (
@@ -67,9 +68,7 @@ def broke(pod: Object) -> bool:
     if status.get("reason") in _LOST:
         return True
     lost = any(
-        one.get("type") == "DisruptionTarget"
-        and one.get("status") == "True"
-        and one.get("reason") == "DeletionByTaintManager"
+        one.get("type") == "DisruptionTarget" and one.get("status") == "True" and one.get("reason") in NODE_GONE
         for one in status.get("conditions") or ()
     )
     ends = [(one.get("state") or {}).get("terminated") or {} for one in _containers(status)]

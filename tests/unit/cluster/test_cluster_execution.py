@@ -127,6 +127,14 @@ def test_the_guilty_node() -> None:
 
 
 @pytest.mark.parametrize(
+    ("reason", "node"), [("DeletionByTaintManager", "n4"), ("DeletionByPodGC", "n4"), ("PreemptionByScheduler", "")]
+)
+def test_a_pod_that_kubernetes_takes_from_a_lost_node(reason: str, node: str) -> None:
+    target = {"type": "DisruptionTarget", "status": "True", "reason": reason}
+    assert suspect([pod("a"), pod("b", node="n4", conditions=[target])]) == node
+
+
+@pytest.mark.parametrize(
     ("phase", "deadline", "expected"),
     [
         ("Running", None, True),

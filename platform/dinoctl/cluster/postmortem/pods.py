@@ -9,7 +9,8 @@ from dinoctl.cluster.postmortem.signs import signs
 Object = dict[str, Any]
 _PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
 _TAKEN = ("PreemptionByScheduler", "EvictionByEvictionAPI", "TerminationByKubelet")
-_LOST = ("DeletionByPodGC", "DeletionByTaintManager")
+NODE_GONE = ("DeletionByPodGC", "DeletionByTaintManager")
+"""Why Kubernetes deletes pods of nodes that it has lost."""
 _POD_REASONS = {
     "Evicted": Kind.PREEMPTED,
     "Preempting": Kind.PREEMPTED,
@@ -76,7 +77,7 @@ def _pod(status: Object) -> Iterator[tuple[Kind, str]]:
     for condition in status.get("conditions") or ():
         reason = condition.get("reason")
         if condition.get("type") == "DisruptionTarget" and condition.get("status") == "True":
-            lost = reason in _LOST
+            lost = reason in NODE_GONE
             if lost or reason in _TAKEN:
                 yield Kind.NODE_LOST if lost else Kind.PREEMPTED, _said(str(reason), condition.get("message"))
     kind = _POD_REASONS.get(str(status.get("reason")))
