@@ -7,7 +7,17 @@ from typing import Any
 
 from dinoctl.cluster.protocol import Object
 from dinoctl.cluster.record import Record
-from dinoctl.lifecycle import ConditionType, Execution, ParentView, Phase, Status, explain, state_of
+from dinoctl.lifecycle import (
+    Attempt,
+    AttemptState,
+    ConditionType,
+    Execution,
+    ParentView,
+    Phase,
+    Status,
+    explain,
+    state_of,
+)
 from dinoctl.spec import names
 from dinoctl.spec.job import STAGES
 from dinoctl.spec.profile import Profile
@@ -122,7 +132,7 @@ def _conditions(picture: Picture, now: float) -> list[dict[str, Any]]:
 
 def _state(picture: Picture) -> str:
     status = picture.record.status
-    if picture.trouble and not (status and (status.outcome or status.live)):
+    if picture.trouble and not (status and (status.outcome or (status.live and not _held(picture, status.live)))):
         return picture.trouble.state
     preempted = picture.record.preempted
     if status and status.live and preempted and preempted.attempt == status.live.number:
@@ -137,6 +147,12 @@ def _message(picture: Picture) -> str:
     if _starting(picture) and picture.execution and picture.execution.message and status and status.live:
         return f"attempt {status.live.number}: {picture.execution.message}"
     return explain(status) + (f"; {picture.remark}" if picture.remark else "")
+
+
+def _held(picture: Picture, live: Attempt) -> bool:
+    """Something keeps its RayJob from being made."""
+    trouble = picture.trouble
+    return trouble is not None and trouble.condition is ConditionType.ADMITTED and live.state is AttemptState.INTENDED
 
 
 def _starting(picture: Picture) -> bool:

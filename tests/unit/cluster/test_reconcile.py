@@ -266,6 +266,7 @@ def test_what_is_not_installed(tmp_path: Path, missing: str) -> None:
     assert told["status"] == "False"
     assert told["reason"] == {"KubeRay": "KubeRayMissing", "Kueue": "KueueMissing", "queue": "QueueMissing"}[missing]
     assert told["message"] == world.job("a")["status"]["message"]
+    assert world.state("a") == "Blocked"
     assert reasons(world).count(told["reason"]) == 1
     version = world.job("a")["metadata"]["resourceVersion"]
     rounds(world, operator, 3)
