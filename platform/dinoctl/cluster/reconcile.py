@@ -7,13 +7,13 @@ process may be killed after any request, two of them may work at once, and cache
 
 import random
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from dinoctl.cluster import finalizer
 from dinoctl.cluster.act import Hands
+from dinoctl.cluster.clock import Clock
 from dinoctl.cluster.documents import Documents, Memo
 from dinoctl.cluster.errors import Forbidden, NotFound
 from dinoctl.cluster.events import Events, Happening
@@ -56,10 +56,10 @@ class Reconciler:
         config: OperatorConfig,
         metrics: Counters | None = None,
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         tracking: Callable[[str], Tracking] = Tracking,
     ) -> None:
-        self._api, self._view, self._config, self._metrics, self._clock = api, view, config, metrics, clock
+        self._api, self._view, self._config, self._metrics, self._clock = api, view, config, metrics, clock or Clock()
         self._kin, self._snapshots, self._memo = Kin(), _Snapshots(api), Memo()
         eyes = Eyes(api, view)
         self._tools = Tools(

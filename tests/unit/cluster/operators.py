@@ -31,6 +31,7 @@ class Operator:
         hook: Callable[[Call], None] | None = None,
         view: Live | None = None,
         config: OperatorConfig | None = None,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self.world, self.view = world, view or Live(world.server)
         self.api = MemoryApi(world.server, hook)
@@ -38,7 +39,7 @@ class Operator:
             self.api,
             self.view,
             config or world.config(),
-            clock=lambda: world.now,
+            clock=clock or (lambda: world.now),
             tracking=world.registry.at,  # type: ignore[arg-type]
         )
         self.errors: list[ApiError] = []
