@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dinoctl.cluster.bounded import Bounded
 from dinoctl.cluster.edited import digest
 from dinoctl.cluster.errors import Exists, Forbidden, Invalid, NotFound, Unavailable
+from dinoctl.cluster.finalizer import powerless
 from dinoctl.cluster.lives import mark_life
 from dinoctl.cluster.objects import attempt_of, deleting, key_of, owned_by, owner_of, uid_of
 from dinoctl.cluster.protocol import Api, Object
@@ -96,6 +97,13 @@ class Hands:
 
     def stop(self, body: Object, record: Record, number: int, *, force: bool) -> None:
         """Deletes an attempt's RayJob, so that its pods save and end; with ``force``, kills them."""
+        try:
+            self._stop(body, record, number, force=force)
+        except Forbidden as error:
+            if not powerless(body, error):
+                raise
+
+    def _stop(self, body: Object, record: Record, number: int, *, force: bool) -> None:
         namespace = body["metadata"]["namespace"]
         for rayjob in self._rayjobs(body, record, number):
             if not deleting(rayjob):

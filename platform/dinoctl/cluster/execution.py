@@ -89,6 +89,12 @@ def eviction(workload: Object | None) -> str:
     return str(evicted.get("message") or "Kueue suspended it")
 
 
+def deactivated(workload: Object | None) -> bool:
+    """Somebody, or a rule of the cluster, wants it to queue no more."""
+    evicted = condition(workload, "Evicted")
+    return evicted.get("status") == "True" and str(evicted.get("reason")).startswith("Deactivated")
+
+
 def _over(rayjob: Object, outcome: Outcome | None) -> tuple[Phase, Cause | None, str] | None:
     status: Mapping[str, Any] = rayjob.get("status") or {}
     said = ": ".join(str(status[key]) for key in ("reason", "message") if status.get(key))

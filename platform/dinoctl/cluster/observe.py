@@ -13,7 +13,7 @@ from typing import Any
 from dinoctl.cluster.bounded import Bounded
 from dinoctl.cluster.edited import edited
 from dinoctl.cluster.errors import ApiError, NotFound
-from dinoctl.cluster.execution import eviction, execution, finished, took_machines
+from dinoctl.cluster.execution import deactivated, eviction, execution, finished, took_machines
 from dinoctl.cluster.finalizer import powerless
 from dinoctl.cluster.objects import Key, attempt_of, deleting, key_of, owned_by, uid_of
 from dinoctl.cluster.protocol import Api, Object
@@ -42,7 +42,8 @@ UNREADABLE = (StorageError, TrackingProblem, ValueError, TypeError, KeyError)
 @dataclass(frozen=True)
 class Look:
     """What was seen, and with it what the lifecycle has no use for. ``rayjob``, ``pods``, ``outcome``: of the live
-    attempt. ``took``: Kueue has just taken its machines, and why. ``unreadable``: why results are unknown.
+    attempt. ``took``: Kueue has just taken its machines, and why; ``deactivated``: for good. ``unreadable``: why
+    results are unknown.
     """
 
     observed: Observed = Observed()  # noqa: RUF009 - frozen
@@ -51,6 +52,7 @@ class Look:
     outcome: Outcome | None = None
     took: bool = False
     eviction: str = ""
+    deactivated: bool = False
     edited: bool = False
     unreadable: str = ""
     run_id: str = ""
@@ -147,6 +149,7 @@ class Eyes:
             outcome=outcome,
             took=took,
             eviction=eviction(workload),
+            deactivated=took and deactivated(workload),
             edited=changed,
         )
 

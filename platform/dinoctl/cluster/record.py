@@ -28,7 +28,8 @@ class Preempted:
 class Record:
     """``outputs``: where the parents of this life left theirs; ``refused``: why the output was not promoted after all;
     ``finalized``: the life whose run is closed; ``strikes``: infrastructure failures by node; ``nodes``: some that the
-    job's ranks were on; ``restart``: token of the last one that was done.
+    job's ranks were on; ``restart``: token of the last one that was done; ``deactivated``: what Kueue said when told
+    to queue the job no more.
     """
 
     status: Status | None = None
@@ -37,6 +38,7 @@ class Record:
     restart: str = ""
     outputs: Mapping[str, str] = field(default_factory=dict)
     preempted: Preempted | None = None
+    deactivated: str = ""
     promotion: Promotion | None = None
     refused: str = ""
     finalized: str = ""
@@ -60,6 +62,7 @@ class Record:
         own = {
             "outputs": dict(self.outputs),
             "preempted": self.preempted and {"attempt": self.preempted.attempt, "message": self.preempted.message},
+            "deactivated": self.deactivated,
             "promotion": self.promotion and _fields(self.promotion),
             "refused": self.refused,
             "finalized": self.finalized,
@@ -87,6 +90,7 @@ def read_record(body: Object) -> Record:
             restart=status.get("restart", ""),
             outputs=own.get("outputs", {}),
             preempted=preempted and Preempted(preempted["attempt"], preempted["message"]),
+            deactivated=own.get("deactivated", ""),
             promotion=promotion and Promotion(**promotion),
             refused=own.get("refused", ""),
             finalized=own.get("finalized", ""),

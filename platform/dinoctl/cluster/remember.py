@@ -10,6 +10,7 @@ from dinoctl.cluster.protocol import Object
 from dinoctl.cluster.record import Preempted, Record
 from dinoctl.cluster.status import Trouble
 from dinoctl.cluster.view import View
+from dinoctl.cluster.wishes import Wishes
 from dinoctl.lifecycle import ConditionType, Phase, Status
 
 _HELD = ("KubeRayMissing", "KueueMissing", "QueueMissing", "NameTaken", "RayJobRefused", "Refused", "StorageUnreadable")
@@ -17,11 +18,9 @@ _STARTED_S = 60.0
 
 
 def remember(
-    view: View, namespace: str, before: Record, record: Record, status: Status, look: Look, pods: int | None
+    view: View, namespace: str, before: Record, record: Record, status: Status, look: Look, wishes: Wishes
 ) -> Record:
-    """``record`` with the lifecycle's new status, and what only this executor knows. ``before``: as it was read;
-    ``pods``: see ``Wishes``.
-    """
+    """``record`` with the lifecycle's new status, and what only this executor knows. ``before``: as it was read."""
     live = record.status.live if record.status else None
     after = replace(record, status=status, run_id=look.run_id or record.run_id)
     if status.began_at is not None and not record.begun:
@@ -29,7 +28,10 @@ def remember(
         after = replace(after, outputs=outputs_of(view, namespace, parents))
     if look.took and live and not (after.preempted and after.preempted.attempt == live.number):
         after = replace(after, preempted=Preempted(live.number, look.eviction))
-    return blame(before, after, look, pods)
+        after = replace(after, deactivated=look.eviction if look.deactivated else "")
+    if wishes.suspend:
+        after = replace(after, deactivated="")
+    return blame(before, after, look, wishes.pods)
 
 
 def held(body: Object) -> Trouble | None:

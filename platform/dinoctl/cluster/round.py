@@ -21,7 +21,7 @@ from dinoctl.cluster.status import Picture, Trouble, merge_patch, status_of
 from dinoctl.cluster.timing import next_look, only_progress
 from dinoctl.cluster.tools import Tools
 from dinoctl.cluster.tracking_child import Tracking, TrackingProblem
-from dinoctl.cluster.wishes import job_of, read_wishes
+from dinoctl.cluster.wishes import job_of, read_wishes, withheld
 from dinoctl.data.errors import DataError, StorageError
 from dinoctl.data.storage import open_storage
 from dinoctl.handover.judgement import Champions
@@ -68,6 +68,7 @@ class Round:
         if self._trouble is not None and not self.record.begun:
             self._save(self.record)
             return None  # whoever mends it, wakes us
+        self._trouble = self._trouble or withheld(self.record, self._wishes)
         job = job_of(self._body, self.record, self._wishes)
         record = self._restarted(job)
         self._parents = see_parents(self._tools.view, self._namespace, job)
@@ -83,8 +84,8 @@ class Round:
                 self._save(self.record)
                 return _AGAIN_S
             record, decision = found
-        seen, pods = self._look, self._wishes.pods
-        after = remember(self._tools.view, self._namespace, self.record, record, decision.status, seen, pods)
+        view, status = self._tools.view, decision.status
+        after = remember(view, self._namespace, self.record, record, status, self._look, self._wishes)
         return self._proceed(after, decision.actions, job)
 
     def _proceed(self, after: Record, actions: Sequence[Action], job: Job) -> float:
@@ -197,7 +198,7 @@ class Round:
             case StartAttempt(number):
                 return self._start(number)
             case StopAttempt(number, _, force):
-                self._stop(number, force=force)
+                self._tools.hands.stop(self._body, self.record, number, force=force)
             case Promote():
                 return self._promote()
             case Finalize(complete, _):
@@ -219,13 +220,6 @@ class Round:
             self._trouble = Trouble(ConditionType.ADMITTED, "StorageUnreadable", str(error))
         self._save(self.record)
         return _AGAIN_S
-
-    def _stop(self, number: int, *, force: bool) -> None:
-        try:
-            self._tools.hands.stop(self._body, self.record, number, force=force)
-        except Forbidden as error:
-            if not finalizer.powerless(self._body, error):
-                raise
 
     def _restore(self) -> None:
         """Without its document no pod starts, and without the other map nobody hears of its progress any more."""

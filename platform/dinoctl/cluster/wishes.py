@@ -68,13 +68,23 @@ def read_wishes(body: Object, record: Record, documents: Documents, config: Oper
     )
 
 
+def withheld(record: Record, wishes: Wishes) -> Trouble | None:
+    """Whoever deactivates a Workload in Kueue doesn't want the next attempt's in its place. A job that its user
+    suspends is free again: when resumed, it queues.
+    """
+    if not record.deactivated or wishes.suspend or wishes.restart or (record.status and record.status.output):
+        return None
+    text = f"deactivated in Kueue ({record.deactivated}); it queues again after `dinoctl suspend` and `dinoctl resume`"
+    return Trouble(ConditionType.ADMITTED, "Deactivated", text)
+
+
 def job_of(body: Object, record: Record, wishes: Wishes) -> Job:
     """As the lifecycle takes it. With a document that can't be run the present attempt goes on, and no other begins;
     before a restart it ends first.
     """
     status, job = record.status, wishes.job or wishes.begun
     waits = bool(wishes.restart and status and status.live)
-    suspend = wishes.suspend or waits
+    suspend = wishes.suspend or waits or bool(withheld(record, wishes) and not (status and status.live))
     if job is None:
         pinned = tuple(pin.name for pin in status.parents) if status else ()
         name = body["metadata"]["name"]

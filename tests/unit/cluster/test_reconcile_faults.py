@@ -11,7 +11,7 @@ from operators import GATED, TRAIN, Operator, settle
 from test_reconcile import attempts, condition, gone, reasons, rounds
 
 from dinoctl.cluster.errors import Forbidden, Unavailable
-from dinoctl.cluster.resources import CONFIGMAPS, DINOJOBS, EVENTS, PODS, RAYJOBS
+from dinoctl.cluster.resources import CONFIGMAPS, DINOJOBS, EVENTS, PODS, RAYJOBS, WORKLOADS
 from dinoctl.cluster.tracking_child import Busy
 from dinoctl.data.errors import StorageError
 from dinoctl.data.storage import open_storage
@@ -140,6 +140,39 @@ def test_without_kueue_nothing_runs_beside_the_quota(tmp_path: Path) -> None:
     assert not world.objects(PODS)
     world.kueue = True
     settle(world, operator, "a")
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("admitted", [False, True])
+def test_deactivated_in_kueue_it_queues_no_more_until_its_user_wants_it(
+    tmp_path: Path, admitted: bool, restart: bool
+) -> None:
+    world = World(tmp_path, queue="gpus", steps=1000, admit=admitted)
+    world.submit("a", TRAIN)
+    operator = Operator(world)
+    rounds(world, operator, 8)
+    (rayjob,) = world.rayjobs()
+    word = {"type": "Evicted", "status": "True", "reason": "Deactivated", "message": "The workload is deactivated"}
+    change, workload = {"status": {"conditions": [word]}}, f"rayjob-{rayjob['metadata']['name']}"
+    world.api.patch(WORKLOADS, SPACE, workload, change, subresource="status")
+    if admitted:
+        world.preempt(rayjob["metadata"]["name"])
+    rounds(world, operator, 40, 30.0)
+    assert [one["cause"] for one in attempts(world, "a")] == ["Preempted"]
+    assert world.state("a") == "Blocked"
+    told = "deactivated in Kueue (The workload is deactivated); it queues again after `dinoctl suspend` and"
+    assert told in world.job("a")["status"]["message"]
+    assert reasons(world).count("Deactivated") == 1
+    world.admit, world.steps = True, 3
+    if restart:
+        world.edit("a", restart="1")
+    else:
+        world.edit("a", {"suspend": True})
+        rounds(world, operator, 2)
+        assert world.state("a") == "Suspended"
+        world.edit("a", {"suspend": False})
+    settle(world, operator, "a")
+    assert condition(world, "a", "Admitted")["reason"] != "Deactivated"
 
 
 def test_overtaken_by_a_better_model_it_is_not_promoted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
