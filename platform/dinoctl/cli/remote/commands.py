@@ -28,6 +28,8 @@ from dinoctl.handover.attempts import ATTEMPTS
 from dinoctl.spec import names
 from dinoctl.spec.errors import UserError
 
+_LAST_LINES_S = 25.0
+
 
 def submit(
     where: Where, files: Sequence[str], restarts: Sequence[str], *, dry_run: bool, wait: bool, follow: bool
@@ -38,7 +40,7 @@ def submit(
     _carry_out(planned, cluster, dry_run=dry_run)
     if dry_run or not wait:
         return 0
-    return _wait(cluster, [change.loaded.name for change in planned.changes], follow=follow)
+    return _wait(cluster, planned.changes, follow=follow)
 
 
 def diff(where: Where, files: Sequence[str], output: Format) -> int:
@@ -72,19 +74,29 @@ def _carry_out(planned: Plan, cluster: Cluster, *, dry_run: bool) -> None:
         typer.echo(f"see: dinoctl status -n {cluster.namespace}", err=True)
 
 
-def _wait(cluster: Cluster, jobs: list[str], *, follow: bool) -> int:
-    if follow:
-        for name in jobs:
-            threading.Thread(target=_echo, args=(cluster, name), daemon=True).start()
-    ended = wait(cluster, jobs)
+def _wait(cluster: Cluster, changes: Sequence[Change], *, follow: bool) -> int:
+    """With ``follow`` also the logs: of what begins from now on, where a job has ended before."""
+    logs = [_echoing(cluster, change) for change in changes if change.goes_on] if follow else []
+    ended = wait(cluster, [change.loaded.name for change in changes])
+    until = time.monotonic() + _LAST_LINES_S
+    for log in logs if all(state(job) in ENDED for job in ended) else ():
+        log.join(max(0.0, until - time.monotonic()))
     show([row(job, explain_wait(job, None, time.time())) for job in ended], Shown.TABLE)
     return exit_code(ended)
 
 
-def _echo(cluster: Cluster, name: str) -> None:
+def _echoing(cluster: Cluster, change: Change) -> threading.Thread:
+    seen = ((change.old or {}).get("status") or {}).get("attempt") or 0
+    arguments = (cluster, change.loaded.name, seen if change.restart else 0)
+    thread = threading.Thread(target=_echo, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
+def _echo(cluster: Cluster, name: str, seen: int) -> None:
     """A job's log beside those of others: each line begins with its name."""
     try:
-        for line in log_reading.follow(cluster, name, log_reading.DRIVER, None):
+        for line in log_reading.follow(cluster, name, log_reading.DRIVER, None, seen):
             typer.echo(f"{name} | {line}")
     except (OSError, ValueError, ModuleNotFoundError) as error:
         say(f"{name}: its log can't be followed: {error}")

@@ -4,9 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from dinoctl.cluster.protocol import Object
+from dinoctl.spec import names
 from dinoctl.spec.job import STAGES
 
 ENDED = ("Complete", "Failed", "Cancelled")
+AT_WORK = ("Queued", "Starting", "Running", "Stopping", "Unknown", "Deleting")
+"""There is an attempt that has not ended, as far as anybody knows."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,28 @@ def state(job: Object) -> str:
 
 
 def settled(job: Object) -> bool:
-    """Nothing more happens until somebody acts: ended, suspended, or held up for good."""
-    return state(job) in (*ENDED, "Suspended", "Blocked")
+    """Nothing more happens until somebody acts: ended, suspended, or held up for good; and this isn't what was said of
+    an older document, or before a restart that was asked for.
+    """
+    return _current(job) and state(job) in (*ENDED, "Suspended", "Blocked") and not restarts(job)
+
+
+def ended(job: Object) -> bool:
+    """No attempt follows."""
+    return state(job) in ENDED and not restarts(job)
+
+
+def restarts(job: Object) -> bool:
+    """A restart was asked for and is not done yet. One whose document can't be run waits for another document."""
+    status, token = job.get("status") or {}, (job["metadata"].get("annotations") or {}).get(names.RESTART)
+    conditions = status.get("conditions") or ()
+    refused = any(one.get("type") == "Validated" and one.get("status") == "False" for one in conditions)
+    return bool(token) and token != status.get("restart") and not (refused and _current(job))
+
+
+def _current(job: Object) -> bool:
+    """The operator has seen the present document."""
+    return (job.get("status") or {}).get("observedGeneration") in (None, job["metadata"].get("generation"))
 
 
 def exit_code(jobs: list[Object]) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dinoctl.cli.remote.rows import ENDED, state
+from dinoctl.cli.remote.rows import ENDED, ended, state
 from dinoctl.cli.remote.target import Cluster, told
 from dinoctl.cluster.errors import Invalid, NotFound
 from dinoctl.cluster.protocol import Object
@@ -37,6 +37,11 @@ class Change:
         if self.old is None:
             return "created"
         return "restarted" if self.restart else "changed" if self.differences else "unchanged"
+
+    @property
+    def goes_on(self) -> bool:
+        """It has not ended, or is done again."""
+        return self.restart or self.old is None or not ended(self.old)
 
 
 @dataclass(frozen=True)

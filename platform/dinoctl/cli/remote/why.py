@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from dinoctl.cli.remote.rows import state
+from dinoctl.cli.remote.rows import restarts, state
 from dinoctl.cli.remote.target import Cluster
 from dinoctl.cluster.errors import ApiError
 from dinoctl.cluster.pods import complaint
@@ -29,6 +29,8 @@ def why(job: Object, workload: Object | None, pods: Sequence[Object], now: float
         return _deleting(job)
     if not status.get("state"):
         return _not_looked_at(job, now)
+    if restarts(job):
+        return "is to be done again; the operator has not looked at it yet"
     message = str(status.get("message") or "")
     for detail in (_quota(workload) if state(job) == "Queued" else "", complaint(pods)):
         if detail and detail not in message:
