@@ -108,6 +108,24 @@ def test_a_bad_document_is_told_and_mended(world: World) -> None:
     settle(world, operator, "a", "b")
 
 
+@pytest.mark.parametrize("fault", ["document", "profile"])
+def test_a_job_that_can_not_begin_can_be_cancelled_and_done_again(world: World, fault: str) -> None:
+    bad = {"pretrain": {"steps": "many"}} if fault == "document" else {"profile": "nobody"}
+    world.submit("a", {**TRAIN, **bad})
+    operator = Operator(world)
+    rounds(world, operator, 2)
+    assert world.state("a") == "Blocked"
+    world.edit("a", cancel="true")
+    rounds(world, operator, 3)
+    assert world.state("a") == "Cancelled"
+    version = world.job("a")["metadata"]["resourceVersion"]
+    rounds(world, operator, 3)
+    assert world.job("a")["metadata"]["resourceVersion"] == version
+    world.edit("a", {**TRAIN, "profile": None}, cancel=None, restart="again")
+    settle(world, operator, "a")
+    assert not operator.errors
+
+
 def test_profiles(world: World) -> None:
     world.submit("a", {**TRAIN, "profile": "nobody"})
     operator = Operator(world)
