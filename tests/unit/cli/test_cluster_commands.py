@@ -13,7 +13,7 @@ from cluster_desk import Desk
 
 from dinoctl.cluster.errors import Unavailable
 from dinoctl.cluster.postmortem.bundle import Case, write_bundle
-from dinoctl.cluster.resources import DINOJOBS, EVENTS, PODS, RAYJOBS, WORKLOADS
+from dinoctl.cluster.resources import DINOJOBS, EVENTS, PODS, RAYCLUSTERS, RAYJOBS, WORKLOADS
 from dinoctl.data.storage import open_storage
 from dinoctl.handover.attempts import AttemptStore
 from dinoctl.handover.outcome import Outcome
@@ -138,6 +138,33 @@ def test_a_starting_job_says_what_holds_its_pods_up(desk: Desk, status: dict[str
     submitted(desk, state="Starting", message="attempt 1 is starting", rayJob="vitg-1")
     desk.put(PODS, "vitg-1-head", labels={names.JOB: "vitg"}, status=status)
     assert f"vitg: attempt 1 is starting; {words}" in desk.run("status", *NS).lines
+
+
+FORBIDDEN = 'pods "vitg-1-head" is forbidden: exceeded quota: gpus, requested: nvidia.com/gpu=8, limited: 4'
+
+
+def test_a_job_whose_pods_can_not_be_made_says_what_kuberay_says(desk: Desk) -> None:
+    submitted(desk, state="Starting", message="attempt 1 is starting", rayJob="vitg-1", attempt=1)
+    labels = {names.JOB: "vitg", names.ATTEMPT: "1"}
+    failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreateHeadPod"}
+    failure["message"] = f"FailedCreateHeadPod\n{FORBIDDEN}"
+    desk.put(RAYCLUSTERS, "vitg-1-abcde", labels=labels, status={"conditions": [failure]})
+    assert f"vitg: attempt 1 is starting; KubeRay: FailedCreateHeadPod: {FORBIDDEN}" in desk.run("status", *NS).lines
+
+
+def test_what_kuberay_says_in_events_alone_counts_until_it_succeeds(desk: Desk) -> None:
+    submitted(desk, state="Starting", message="attempt 1 is starting", rayJob="vitg-1", attempt=1)
+    desk.put(RAYJOBS, "vitg-1", labels={names.JOB: "vitg"})
+
+    def happened(name: str, kind: str, at: str, **event: Any) -> None:
+        desk.put(EVENTS, name, involvedObject={"kind": kind, "name": "vitg-1"}, lastTimestamp=at, **event)
+
+    refused = {"type": "Warning", "reason": "FailedCreate", "message": FORBIDDEN}
+    happened("a", "Job", "2026-01-01T00:01:00Z", **refused)
+    assert f"vitg: attempt 1 is starting; FailedCreate: {FORBIDDEN}" in desk.run("status", *NS).lines
+    assert f"Job/vitg-1: {FORBIDDEN}" in desk.run("events", "vitg", *NS).out
+    happened("b", "Job", "2026-01-01T00:02:00Z", type="Normal", reason="SuccessfulCreate", message="Created pod")
+    assert "vitg: attempt 1 is starting" in desk.run("status", *NS).lines
 
 
 def test_a_job_that_no_operator_looks_at_says_so(desk: Desk) -> None:

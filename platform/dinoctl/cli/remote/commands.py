@@ -14,6 +14,7 @@ from dinoctl.cli.options import Format, Shown
 from dinoctl.cli.remote import logs as log_reading
 from dinoctl.cli.remote.events import events
 from dinoctl.cli.remote.follow import changes, wait
+from dinoctl.cli.remote.machines import Machines
 from dinoctl.cli.remote.report import report
 from dinoctl.cli.remote.rows import ENDED, exit_code, row, state
 from dinoctl.cli.remote.show import show
@@ -111,7 +112,8 @@ def show_status(where: Where, name: str | None, output: Shown, *, watch: bool) -
             raise UserError(f"no jobs in namespace {cluster.namespace}; dinoctl submit FILE starts some")
         if watch and sys.stdout.isatty():
             sys.stdout.write("\x1b[2J\x1b[H")  # clear, cursor home
-        show([row(job, explain_wait(job, cluster, time.time())) for job in jobs], output)
+        machines = Machines(cluster)
+        show([row(job, explain_wait(job, machines, time.time())) for job in jobs], output)
 
 
 def _looks(cluster: Cluster, *, watch: bool) -> Iterator[None]:
@@ -190,7 +192,7 @@ def explain(where: Where, name: str, attempt: int | None, output: Format) -> Non
         number = next(reversed(bundled_attempts(storage)), None)
     bundle = read_bundle(storage, number) if storage is not None and number is not None else None
     if bundle is None or storage is None:
-        now = explain_wait(job, cluster, time.time()) if job is not None else None
+        now = explain_wait(job, Machines(cluster), time.time()) if job is not None and cluster else None
         raise UserError(_no_bundle(name, number, now))
     if output is Format.JSON:
         typer.echo(json.dumps(bundle, indent=1))

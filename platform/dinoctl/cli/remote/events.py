@@ -63,6 +63,7 @@ def _family(cluster: Cluster, name: str) -> set[tuple[str, str]]:
         except (Forbidden, NotFound):
             continue
         family |= {(resource.kind, body["metadata"]["name"]) for body in found}
+    family |= {("Job", name) for kind, name in family if kind == RAYJOBS.kind}  # its submitter's
     try:
         workloads, _ = cluster.api.list(WORKLOADS, cluster.namespace)
     except (Forbidden, NotFound):
