@@ -89,7 +89,7 @@ def _helm() -> Tool:
 
 _KUBERAY = "github.com/ray-project/kuberay/ray-operator"
 _KUEUE = "sigs.k8s.io/kueue"
-_MONITORING = "github.com/prometheus-operator/prometheus-operator"
+_MONITORING, _DEFINITIONS = "github.com/prometheus-operator/prometheus-operator", "prometheus-operator-crd"
 TOOLS = {
     tool.name: tool
     for tool in (

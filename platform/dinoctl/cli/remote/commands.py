@@ -16,7 +16,7 @@ from dinoctl.cli.remote.events import events
 from dinoctl.cli.remote.follow import changes, wait
 from dinoctl.cli.remote.machines import Machines
 from dinoctl.cli.remote.report import report
-from dinoctl.cli.remote.rows import ENDED, exit_code, row, state
+from dinoctl.cli.remote.rows import ENDED, ended, exit_code, row, state
 from dinoctl.cli.remote.show import show
 from dinoctl.cli.remote.submission import Change, Plan, perform, plan
 from dinoctl.cli.remote.target import Cluster, Where, open_cluster, told
@@ -78,12 +78,12 @@ def _carry_out(planned: Plan, cluster: Cluster, *, dry_run: bool) -> None:
 def _wait(cluster: Cluster, changes: Sequence[Change], *, follow: bool) -> int:
     """With ``follow`` also the logs: of what begins from now on, where a job has ended before."""
     logs = [_echoing(cluster, change) for change in changes if change.goes_on] if follow else []
-    ended = wait(cluster, [change.loaded.name for change in changes])
+    jobs = wait(cluster, [change.loaded.name for change in changes])
     until = time.monotonic() + _LAST_LINES_S
-    for log in logs if all(state(job) in ENDED for job in ended) else ():
+    for log in logs if all(state(job) in ENDED for job in jobs) else ():
         log.join(max(0.0, until - time.monotonic()))
-    show([row(job, explain_wait(job, None, time.time())) for job in ended], Shown.TABLE)
-    return exit_code(ended)
+    show([row(job, explain_wait(job, None, time.time())) for job in jobs], Shown.TABLE)
+    return exit_code(jobs)
 
 
 def _echoing(cluster: Cluster, change: Change) -> threading.Thread:
@@ -143,9 +143,8 @@ def wish(where: Where, name: str, word: str) -> None:
     """Suspend, resume or cancel."""
     cluster = open_cluster(where)
     job = cluster.job(name)
-    now = state(job)
-    if now in ENDED:
-        raise UserError(f"{name} is {now} already")
+    if ended(job):
+        raise UserError(f"{name} is {state(job)} already")
     held = bool((job.get("spec") or {}).get("suspend"))
     if word != "cancel" and held == (word == "suspend"):
         typer.echo(f"{name}: is {'suspended already' if held else 'not suspended'}")
