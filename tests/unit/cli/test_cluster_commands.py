@@ -412,6 +412,7 @@ def test_a_restart_whose_document_is_refused_is_not_waited_for(desk: Desk) -> No
     desk.status("vitg", state="Failed", attempt=1, observedGeneration=1, conditions=[refused])
     said = desk.run("submit", desk.write(json.dumps({**DINOJOB, "spec": PRETRAIN})), "--restart", "vitg", "--wait", *NS)
     assert said.code == 2
+    assert "vitg: is to be done again, but can't be: no profile named 'x'" in said.out
 
 
 def test_waiting_for_a_job_that_nobody_looks_at_says_so(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -485,16 +486,36 @@ def test_events_are_those_of_the_job_and_its_objects_oldest_first(desk: Desk) ->
         desk.put(EVENTS, name, involvedObject={"kind": kind, "name": about}, **event)
 
     happened("b", "Pod", "vitg-1-head", "2026-01-01T00:02:00Z", type="Warning", reason="BackOff", count=4)
+    happened("z", "DinoJob", "vitg", "2026-01-01T00:01:00Z", reason="First")
     happened("a", "DinoJob", "vitg", "2026-01-01T00:01:00Z")
     happened("c", "Pod", "other", "2026-01-01T00:03:00Z")
     assert desk.run("events", "vitg", *NS).lines == [
-        "2026-01-01T00:01:00Z   Seen                 DinoJob/vitg: two lines",
-        "2026-01-01T00:02:00Z ! BackOff              Pod/vitg-1-head: two lines (x4)",
+        "2026-01-01T00:01:00Z   First   DinoJob/vitg: two lines",
+        "2026-01-01T00:01:00Z   Seen    DinoJob/vitg: two lines",
+        "2026-01-01T00:02:00Z ! BackOff Pod/vitg-1-head: two lines (x4)",
     ]
-    assert [one["reason"] for one in json.loads(desk.run("events", "vitg", *NS, "-o", "json").out)] == [
-        "Seen",
-        "BackOff",
-    ]
+    found = json.loads(desk.run("events", "vitg", *NS, "-o", "json").out)
+    assert [one["reason"] for one in found] == ["First", "Seen", "BackOff"]
+
+
+def test_what_is_tried_again_and_again_is_one_event(desk: Desk) -> None:
+    submitted(desk)
+    desk.put(RAYCLUSTERS, "vitg-1-abcde", labels={names.JOB: "vitg"})
+    for second, (pod, prefix, count) in enumerate(
+        [("xx6l7", "", 1), ("g56bd", "", 1), ("7kfpv", "(combined from similar events): ", 3)]
+    ):
+        desk.put(
+            EVENTS,
+            f"e{second}",
+            involvedObject={"kind": "RayCluster", "name": "vitg-1-abcde"},
+            lastTimestamp=f"2026-01-01T00:00:0{second}Z",
+            type="Warning",
+            reason="FailedToCreateHeadPod",
+            message=f'{prefix}pods "vitg-1-abcde-head-{pod}" is forbidden',
+            count=count,
+        )
+    words = 'FailedToCreateHeadPod RayCluster/vitg-1-abcde: pods "vitg-1-abcde-head-7kfpv" is forbidden (x5)'
+    assert desk.run("events", "vitg", *NS).lines == [f"2026-01-01T00:00:02Z ! {words}"]
 
 
 OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"

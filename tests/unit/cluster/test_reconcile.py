@@ -79,6 +79,18 @@ def test_the_digits_run_from_pack_to_evaluation(world: World) -> None:
     assert not operator.errors
 
 
+def test_the_last_event_of_a_life_is_its_end(world: World) -> None:
+    world.submit("a", TRAIN)
+    operator = Operator(world)
+    settle(world, operator, "a")
+    told = [body for key, body in world.server.objects.items() if key[0] == EVENTS]
+    told.sort(key=lambda body: int(body["metadata"]["resourceVersion"]))
+    assert [(one["reason"], one["message"]) for one in told[-2:]] == [
+        ("Evaluated", "it has no gate"),
+        ("Complete", "all work is done"),
+    ]
+
+
 def test_a_failed_gate_blocks_the_children(world: World) -> None:
     world.accuracy = 0.2
     world.submit("a", GATED)

@@ -172,10 +172,11 @@ def print_events(where: Where, name: str, output: Format) -> None:
         return
     if not found:
         typer.echo(f"no events of {name}; Kubernetes forgets them after an hour or so", err=True)
+    width = max((len(one.reason) for one in found), default=0)
     for one in found:
         mark = typer.style("!", fg="yellow") if one.warning else " "
         times = f" (x{one.count})" if one.count > 1 else ""
-        typer.echo(f"{one.at:<20} {mark} {one.reason:<20} {one.about}: {one.message}{times}")
+        typer.echo(f"{one.at:<20} {mark} {one.reason:<{width}} {one.about}: {one.message}{times}")
 
 
 def explain(where: Where, name: str, attempt: int | None, output: Format) -> None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from dinoctl.cli.remote.rows import restarts, settled, state
+from dinoctl.cli.remote.rows import refusal, restarts, settled, state
 from dinoctl.cli.remote.target import Cluster, told
 from dinoctl.cli.remote.why import explain
 from dinoctl.cli.screen import say
@@ -85,7 +85,7 @@ class _Lines:
     def update(self, job: Object) -> None:
         name, status, now = job["metadata"]["name"], job.get("status") or {}, state(job)
         why = "" if now in ("Running", "Pending") else str(status.get("message") or "")
-        if not status.get("state") or restarts(job):  # no operator has looked, and none may ever: told from here
+        if not status.get("state") or restarts(job) or refusal(job):  # what no operator has looked at, or can do
             why = explain(job, None, time.time())
         seen = (now, status.get("attempt"), why)
         if self._seen.get(name) != seen:

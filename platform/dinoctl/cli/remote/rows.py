@@ -98,10 +98,20 @@ def ended(job: Object) -> bool:
 
 def restarts(job: Object) -> bool:
     """A restart was asked for and is not done yet. One whose document can't be run waits for another document."""
-    status, token = job.get("status") or {}, (job["metadata"].get("annotations") or {}).get(names.RESTART)
-    conditions = status.get("conditions") or ()
-    refused = any(one.get("type") == "Validated" and one.get("status") == "False" for one in conditions)
-    return bool(token) and token != status.get("restart") and not (refused and _current(job))
+    return _asked(job) and not refusal(job)
+
+
+def refusal(job: Object) -> str:
+    """Why the restart that was asked for is not done."""
+    conditions = (job.get("status") or {}).get("conditions") or ()
+    found = (one for one in conditions if one.get("type") == "Validated" and one.get("status") == "False")
+    refused = next(found, None) if _asked(job) and _current(job) else None
+    return str(refused.get("message") or "its document is not valid") if refused else ""
+
+
+def _asked(job: Object) -> bool:
+    token = (job["metadata"].get("annotations") or {}).get(names.RESTART)
+    return bool(token) and token != (job.get("status") or {}).get("restart")
 
 
 def _current(job: Object) -> bool:

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 from dinoctl.cli.remote.machines import Machines
-from dinoctl.cli.remote.rows import restarts, state
+from dinoctl.cli.remote.rows import refusal, restarts, state
 from dinoctl.cluster.protocol import Object
 from dinoctl.spec import names
 
@@ -20,6 +20,8 @@ def explain(job: Object, machines: Machines | None, now: float) -> str:
         return _not_looked_at(job, now)
     if restarts(job):
         return "is to be done again; the operator has not looked at it yet"
+    if refused := refusal(job):
+        return f"is to be done again, but can't be: {refused}"
     message = str(status.get("message") or "")
     for detail in machines.complaints(job) if machines and state(job) in _WAITS_FOR_MACHINES else ():
         if detail not in message:
