@@ -10,8 +10,10 @@ import pytest
 from dinoctl.cluster.api import HttpApi
 from dinoctl.cluster.connect import connect
 from dinoctl.cluster.resources import DINOJOBS
+from dinoctl.spec import names
 from support.commands import Said, typed
 from support.kube.apiserver import ApiServer
+from support.kube.faults import FaultProxy
 from support.kube.processes import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -115,6 +117,57 @@ def test_what_may_not_change_any_more_is_told_with_its_line(run: Run, client: Ht
     said = run("submit", file, "--restart", "teacher", "-n", namespace)
     assert said.lines == ["teacher  restarted", "    spec.pretrain.steps was 100, is 200"]
     assert run("submit", file, "-n", namespace).lines == ["teacher  unchanged"]
+
+
+def test_a_changed_document_and_its_restart_are_one_request(
+    run: Run, client: HttpApi, namespace: str, proxy: FaultProxy
+) -> None:
+    """So that nothing can come between them; and what other commands write beside it keeps its owner."""
+    file = write(JOB)
+    through = ("-n", namespace, "--kubeconfig", str(proxy.kubeconfig()))
+    run("submit", file, *through)
+    run("cancel", "teacher", *through)
+    status(client, namespace, "teacher", attempt=1, state="Cancelled")
+    write(JOB.replace("100", "200"))
+    proxy.requests.clear()
+    assert run("submit", file, "--restart", "teacher", *through).lines[0] == "teacher  restarted"
+    writes = [one for one in proxy.requests if one.method != "GET" and "dryRun" not in one.path]
+    assert [one.method for one in writes] == ["PATCH"]
+    job = client.get(DINOJOBS, namespace, "teacher")
+    token = job["metadata"]["annotations"][names.RESTART]
+    assert job["spec"]["pretrain"]["steps"] == 200
+    assert job["metadata"]["annotations"] == {names.RESTART: token, names.CANCEL: "false"}
+
+    assert run("cancel", "teacher", *through).code == 0, "also before the operator has seen the restart"
+    status(client, namespace, "teacher", attempt=2, state="Running")
+    run("cancel", "teacher", *through)
+    status(client, namespace, "teacher", attempt=2, state="Cancelled")
+    write(JOB.replace("100", "300"))
+    assert run("submit", file, *through).lines[0] == "teacher  changed"
+    assert client.get(DINOJOBS, namespace, "teacher")["metadata"]["annotations"] == {
+        names.RESTART: token,
+        names.CANCEL: "true",
+    }
+
+
+def test_a_restart_is_waited_for(run: Run, client: HttpApi, namespace: str) -> None:
+    """Its document is unchanged, so the generation says nothing of it."""
+    import threading
+
+    file = write(JOB)
+    run("submit", file, "-n", namespace)
+    status(client, namespace, "teacher", attempt=1, state="Failed", message="the old end", observedGeneration=1)
+
+    def operator() -> None:
+        token = client.get(DINOJOBS, namespace, "teacher")["metadata"]["annotations"][names.RESTART]
+        status(client, namespace, "teacher", attempt=2, state="Running", restart=token)
+        status(client, namespace, "teacher", state="Complete", message="the new end")
+
+    threading.Timer(2.0, operator).start()
+    said = run("submit", file, "--restart", "teacher", "--wait", "-n", namespace)
+    assert said.code == 0, said.err
+    assert "the old end" not in said.err
+    assert "teacher: Complete: the new end" in said.err
 
 
 def test_what_only_the_server_refuses_is_told_with_its_line(run: Run, client: HttpApi, namespace: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,12 +79,15 @@ def test_another_configuration_rolls_the_pods() -> None:
     assert checksum(SMALL) != checksum(SMALL, "operator.config.workers=4")
 
 
-_NOT_SERVED = ("ServiceMonitor", "PrometheusRule")
+@pytest.fixture
+def monitoring(api: ApiServer) -> None:
+    for plural in ("servicemonitors", "prometheusrules"):
+        api.apply_crds(TOOLS["prometheus-files"].path / "crd" / f"monitoring.coreos.com_{plural}.yaml")
 
 
 @pytest.mark.parametrize("case", MATRIX)
-def test_the_api_server_takes_everything(api: ApiServer, namespace: str, case: str) -> None:
-    made = [one for one in _made(*MATRIX[case], namespace=namespace) if one["kind"] not in _NOT_SERVED]
+def test_the_api_server_takes_everything(api: ApiServer, monitoring: None, namespace: str, case: str) -> None:
+    made = _made(*MATRIX[case], namespace=namespace)
     for one in made:
         if (where := one["metadata"].get("namespace")) not in (None, namespace):
             api.namespace(where)
@@ -92,6 +96,28 @@ def test_the_api_server_takes_everything(api: ApiServer, namespace: str, case: s
         "apply", "--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict", "-f", "-", input=listed
     )
     assert told.count("serverside-applied") == len(made)
+
+
+def _judged(groups: list[dict[str, Any]]) -> str:
+    """What Prometheus says of groups of rules; nothing when it takes them."""
+    rules = yaml.safe_dump({"groups": groups})
+    done = subprocess.run([TOOLS["check-rules"].path], input=rules, capture_output=True, text=True, timeout=60)
+    assert (done.returncode == 0) == (not done.stderr)
+    return done.stderr
+
+
+def test_prometheus_takes_the_rules_and_what_the_dashboard_asks() -> None:
+    (rule,) = (one for one in _made(*MATRIX["gpu"]) if one["kind"] == "PrometheusRule")
+    groups = rule["spec"]["groups"]
+    assert _judged(groups) == ""
+    panels = json.loads((CHART / "dashboards" / "dinoctl.json").read_text())["panels"]
+    asked = [target["expr"] for panel in panels for target in panel["targets"]]
+    assert _judged([{"name": "dashboard", "rules": [{"record": "asked", "expr": one} for one in asked]}]) == ""
+    groups[0]["rules"][0]["expr"] += ")"
+    groups[0]["rules"][1]["annotations"]["summary"] = "{{ $labels.job"
+    told = _judged(groups)
+    assert "could not parse expression" in told
+    assert "unclosed action" in told
 
 
 def test_the_api_server_takes_the_examples_of_the_guide(api: ApiServer, tmp_path: Path) -> None:

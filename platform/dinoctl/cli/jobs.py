@@ -76,7 +76,9 @@ def _local_status(name: str | None, state_dir: Path, output: Shown, *, watch: bo
 def logs(
     name: Annotated[str, typer.Argument(help="Name of a job, or the storage of one (s3://...).", metavar="JOB")],
     state_dir: MaybeState = None,
-    attempt: Annotated[int | None, typer.Option("--attempt", help="Number of the attempt; default: the last.")] = None,
+    attempt: Annotated[
+        int | None, typer.Option("--attempt", help="Number of the attempt; default: the last.", min=1)
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as the log grows.")] = False,
     rank: Annotated[int | None, typer.Option("--rank", help="Log of one rank.", min=0)] = None,
     driver: Annotated[bool, typer.Option("--driver", help="Log of the driver; the default on a cluster.")] = False,

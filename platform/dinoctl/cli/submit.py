@@ -68,7 +68,7 @@ def events(
 
 def explain(
     name: Annotated[str, typer.Argument(help="Name of a job, or the storage of one (s3://...).", metavar="JOB")],
-    attempt: Annotated[int | None, typer.Option("--attempt", help="Default: the last that ended badly.")] = None,
+    attempt: Annotated[int | None, typer.Option("--attempt", help="Default: the last that ended badly.", min=1)] = None,
     output: Output = Format.TABLE,
     namespace: Namespace = None,
     context: Context = None,

@@ -14,7 +14,7 @@ from dinoctl.cluster.protocol import Api, Object
 from dinoctl.cluster.record import Record
 from dinoctl.cluster.resources import EVENTS
 from dinoctl.cluster.status import Trouble, stamp
-from dinoctl.lifecycle import Attempt, AttemptState, Cause, ConditionType, Reason, Status, Truth, state_of
+from dinoctl.lifecycle import Attempt, AttemptState, Cause, ConditionType, Reason, Status, Truth, explain, state_of
 from dinoctl.spec import names
 
 _log = logging.getLogger("dinoctl.operator")
@@ -42,10 +42,10 @@ def happenings(before: Record, after: Record) -> Iterator[Happening]:
     known = {one.number: one for one in old.attempts} if old else {}
     for attempt in new.attempts:
         yield from _attempt(known.get(attempt.number), attempt)
+    yield from _flips(old, new)
     if new.outcome and not (old and old.outcome):
         ended, failed = state_of(new), not (new.outcome.complete or new.outcome.reason is Reason.CANCELLED)
-        yield Happening(ended, new.outcome.message or str(new.outcome.reason), failed, after.life)
-    yield from _flips(old, new)
+        yield Happening(ended, explain(new), failed, after.life)
 
 
 def troubled(trouble: Trouble) -> Happening:
@@ -134,6 +134,7 @@ def _flips(old: Status | None, new: Status) -> Iterator[Happening]:
 _WORDS = {
     Reason.NO_PARENTS: "waits for no other job",
     Reason.PARENTS_COMPLETE: "all jobs that it waits for are complete",
+    Reason.NOT_GATED: "it has no gate",
 }
 _TOLD = {
     ConditionType.VALIDATED: "Valid",

@@ -14,10 +14,12 @@ from prometheus_client.registry import Collector
 
 from dinoctl.cluster.cache import Name
 from dinoctl.cluster.protocol import Object
+from dinoctl.spec.job import TRAINING
 
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _WASTE = {"queue": "queueSeconds", "start": "startSeconds", "replay": "replaySeconds"}
 _CAUSES = ("infrastructure", "application", "preemptions")
+_ENDED = ("Complete", "Failed", "Cancelled")
 
 
 class Metrics:
@@ -77,9 +79,10 @@ class _Job:
     failures: tuple[float, ...]
     attempt: int
     progress: float
-    checkpoint: tuple[int, int]
-    """Attempt and step of the newest one."""
-    checkpoint_seen: float
+    starting: float
+    """Since when its attempt has its machines and has not trained yet; 0: it has none, or trains."""
+    checkpoint: float
+    """Since when an attempt that trains has committed nothing; 0: it doesn't train."""
 
 
 class JobFigures(Collector):
@@ -101,7 +104,7 @@ class JobFigures(Collector):
             if before is not None:
                 self.states[before.state] -= 1
             if not gone:
-                now = self._known[name] = _job(body.get("status") or {}, before)
+                now = self._known[name] = _job(body.get("status") or {})
                 self.states[now.state] += 1
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
@@ -110,23 +113,30 @@ class JobFigures(Collector):
             known, states = dict(self._known), {state: count for state, count in self.states.items() if count}
         yield _family("dinoctl_jobs", "Jobs by state.", "state", states)
         yield from _sums(list(known.values()))
-        yield from _ages({name: job for name, job in known.items() if job.state == "Running"})
+        yield from _ages(known)
 
 
-def _job(status: Object, before: _Job | None) -> _Job:
-    waste, failures = status.get("waste") or {}, status.get("failures") or {}
-    attempt, progress = int(_number(status.get("attempt"))), _moment(status.get("lastProgressTime"))
-    checkpoint = (attempt, int(_number(status.get("checkpointStep"))))
-    same = before is not None and before.checkpoint == checkpoint
+def _job(status: Object) -> _Job:
+    waste, failures = _fields(status.get("waste")), _fields(status.get("failures"))
+    memory = _fields(status.get("lifecycle"))
+    live, head = _live(memory), _fields(memory.get("head"))
+    began = _number(live.get("startedAt"))
     return _Job(
         str(status.get("state") or "Pending"),
         tuple(_number(waste.get(key)) for key in _WASTE.values()),
         tuple(_number(failures.get(key)) for key in _CAUSES),
-        attempt,
-        progress,
-        checkpoint,
-        before.checkpoint_seen if same and before else time.time(),
+        int(_number(status.get("attempt"))),
+        _moment(status.get("lastProgressTime")),
+        0.0 if live.get("trainedAt") else began,
+        max(_number(live.get("trainedAt")), _number(head.get("at"))) if status.get("stage") in TRAINING else 0.0,
     )
+
+
+def _live(memory: Object) -> Object:
+    """The attempt that has not ended, as the operator remembers it."""
+    attempts = memory.get("attempts")
+    newest = _fields(attempts[-1]) if isinstance(attempts, list) and attempts else {}
+    return newest if newest.get("endedAt") is None else {}
 
 
 def _sums(jobs: list[_Job]) -> Iterator[GaugeMetricFamily]:
@@ -136,23 +146,32 @@ def _sums(jobs: list[_Job]) -> Iterator[GaugeMetricFamily]:
     yield _family("dinoctl_failures", "Attempts of all jobs that ended badly.", "cause", failures)
 
 
-def _ages(running: dict[Name, _Job]) -> Iterator[GaugeMetricFamily]:
+def _ages(known: dict[Name, _Job]) -> Iterator[GaugeMetricFamily]:
     now, labels = time.time(), ["namespace", "job"]
+    starting = GaugeMetricFamily(
+        "dinoctl_starting_age_seconds",
+        "Time since an attempt got its machines, while it has not trained.",
+        labels=labels,
+    )
     progress = GaugeMetricFamily(
         "dinoctl_progress_age_seconds", "Time since a running job reported progress.", labels=labels
     )
     checkpoint = GaugeMetricFamily(
         "dinoctl_checkpoint_age_seconds",
-        "Time since this operator saw a running job's newest checkpoint, or its attempt begin.",
+        "Time since a running job's newest checkpoint, or since its attempt began to train.",
         labels=labels,
     )
-    attempts = GaugeMetricFamily("dinoctl_attempts", "Number of a running job's attempt.", labels=labels)
-    for name, job in running.items():
-        if job.progress:
+    attempts = GaugeMetricFamily("dinoctl_attempts", "Number of an unfinished job's attempt.", labels=labels)
+    for name, job in known.items():
+        if job.attempt and job.state not in _ENDED:
+            attempts.add_metric(name, job.attempt)
+        if job.starting:
+            starting.add_metric(name, max(0.0, now - job.starting))
+        if job.state == "Running" and job.progress:
             progress.add_metric(name, max(0.0, now - job.progress))
-        checkpoint.add_metric(name, max(0.0, now - job.checkpoint_seen))
-        attempts.add_metric(name, job.attempt)
-    yield from (progress, checkpoint, attempts)
+        if job.state == "Running" and job.checkpoint:
+            checkpoint.add_metric(name, max(0.0, now - job.checkpoint))
+    yield from (starting, progress, checkpoint, attempts)
 
 
 def _family(name: str, text: str, label: str, values: dict[str, float] | dict[str, int]) -> GaugeMetricFamily:
@@ -160,6 +179,10 @@ def _family(name: str, text: str, label: str, values: dict[str, float] | dict[st
     for key, value in sorted(values.items()):
         family.add_metric([key], value)
     return family
+
+
+def _fields(value: Any) -> Object:
+    return value if isinstance(value, dict) else {}
 
 
 def _number(value: Any) -> float:

@@ -65,7 +65,7 @@ class Round:
 
     def run(self) -> float | None:
         """See ``Reconciler.reconcile``."""
-        if self._trouble is not None and not self.record.begun:
+        if self._trouble is not None and not self.record.begun and not self._wishes.cancel:
             self._save(self.record)
             return None  # whoever mends it, wakes us
         self._trouble = self._trouble or withheld(self.record, self._wishes)

@@ -89,6 +89,7 @@ def _helm() -> Tool:
 
 _KUBERAY = "github.com/ray-project/kuberay/ray-operator"
 _KUEUE = "sigs.k8s.io/kueue"
+_MONITORING, _DEFINITIONS = "github.com/prometheus-operator/prometheus-operator", "prometheus-operator-crd"
 TOOLS = {
     tool.name: tool
     for tool in (
@@ -108,13 +109,20 @@ TOOLS = {
         ),
         _kubernetes("kube-controller-manager"),
         _helm(),
+        Tool(
+            "prometheus-files", "prometheus-operator", _MONITORING, files=(("example/prometheus-operator-crd", "crd"),)
+        ),
+        Tool("check-rules", "prometheus", "github.com/prometheus/prometheus", "."),
         *map(_kubernetes, ("kube-scheduler", "kubelet", "kube-proxy")),
         Tool("coredns", "coredns", "github.com/coredns/coredns", "."),
         Tool("ray-operator", "kuberay", _KUBERAY, _KUBERAY),
         Tool("kueue", "kueue", _KUEUE, f"{_KUEUE}/cmd/kueue", (f"{_KUEUE}/pkg/version.GitVersion={{version}}",)),
     )
 }
-API_SERVER = ("etcd", "kube-apiserver", "kubectl", "kube-controller-manager", "kuberay-files", "kueue-files", "helm")
+API_SERVER = (
+    *("etcd", "kube-apiserver", "kubectl", "kube-controller-manager", "kuberay-files", "kueue-files", "helm"),
+    *("prometheus-files", "check-rules"),
+)
 """What tests/kube needs; tests/cluster needs all."""
 
 

@@ -4,18 +4,21 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cluster_desk import Desk
 
+from dinoctl.cluster.errors import Unavailable
 from dinoctl.cluster.postmortem.bundle import Case, write_bundle
-from dinoctl.cluster.resources import DINOJOBS, EVENTS, PODS, RAYJOBS, WORKLOADS
+from dinoctl.cluster.resources import DINOJOBS, EVENTS, PODS, RAYCLUSTERS, RAYJOBS, WORKLOADS
 from dinoctl.data.storage import open_storage
 from dinoctl.handover.attempts import AttemptStore
 from dinoctl.handover.outcome import Outcome
 from dinoctl.spec import names
+from support.kube.memory import Call
 
 NS = ("-n", "team")
 DINOJOB = {"apiVersion": "dinoctl.io/v1alpha1", "kind": "DinoJob", "metadata": {"name": "vitg"}}
@@ -137,6 +140,33 @@ def test_a_starting_job_says_what_holds_its_pods_up(desk: Desk, status: dict[str
     assert f"vitg: attempt 1 is starting; {words}" in desk.run("status", *NS).lines
 
 
+FORBIDDEN = 'pods "vitg-1-head" is forbidden: exceeded quota: gpus, requested: nvidia.com/gpu=8, limited: 4'
+
+
+def test_a_job_whose_pods_can_not_be_made_says_what_kuberay_says(desk: Desk) -> None:
+    submitted(desk, state="Starting", message="attempt 1 is starting", rayJob="vitg-1", attempt=1)
+    labels = {names.JOB: "vitg", names.ATTEMPT: "1"}
+    failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreateHeadPod"}
+    failure["message"] = f"FailedCreateHeadPod\n{FORBIDDEN}"
+    desk.put(RAYCLUSTERS, "vitg-1-abcde", labels=labels, status={"conditions": [failure]})
+    assert f"vitg: attempt 1 is starting; KubeRay: FailedCreateHeadPod: {FORBIDDEN}" in desk.run("status", *NS).lines
+
+
+def test_what_kuberay_says_in_events_alone_counts_until_it_succeeds(desk: Desk) -> None:
+    submitted(desk, state="Starting", message="attempt 1 is starting", rayJob="vitg-1", attempt=1)
+    desk.put(RAYJOBS, "vitg-1", labels={names.JOB: "vitg"})
+
+    def happened(name: str, kind: str, at: str, **event: Any) -> None:
+        desk.put(EVENTS, name, involvedObject={"kind": kind, "name": "vitg-1"}, lastTimestamp=at, **event)
+
+    refused = {"type": "Warning", "reason": "FailedCreate", "message": FORBIDDEN}
+    happened("a", "Job", "2026-01-01T00:01:00Z", **refused)
+    assert f"vitg: attempt 1 is starting; FailedCreate: {FORBIDDEN}" in desk.run("status", *NS).lines
+    assert f"Job/vitg-1: {FORBIDDEN}" in desk.run("events", "vitg", *NS).out
+    happened("b", "Job", "2026-01-01T00:02:00Z", type="Normal", reason="SuccessfulCreate", message="Created pod")
+    assert "vitg: attempt 1 is starting" in desk.run("status", *NS).lines
+
+
 def test_a_job_that_no_operator_looks_at_says_so(desk: Desk) -> None:
     submitted(desk)
     assert "vitg: submitted; the operator has not looked at it yet" in desk.run("status", *NS).lines
@@ -178,6 +208,11 @@ def with_logs(desk: Desk, attempt: int = 3) -> AttemptStore:
     return store
 
 
+def follows_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dinoctl.cli.remote.logs._EVERY_S", 0.02)
+    monkeypatch.setattr("dinoctl.cli.remote.logs._LATE_S", 0.1)
+
+
 def test_the_drivers_log_comes_from_its_pod_while_that_lives(desk: Desk) -> None:
     with_logs(desk)
     labels = {names.JOB: "vitg", names.ATTEMPT: "3", names.ROLE: "submitter"}
@@ -214,8 +249,7 @@ def test_a_log_that_is_not_there_is_told_with_those_that_are(desk: Desk, argumen
 def test_a_log_is_followed_through_attempts_until_the_job_has_ended(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dinoctl.cli.remote.logs._EVERY_S", 0.02)
-    monkeypatch.setattr("dinoctl.cli.remote.logs._LATE_S", 0.1)
+    follows_quickly(monkeypatch)
     store = with_logs(desk)
 
     def go_on() -> None:
@@ -233,8 +267,108 @@ def test_a_log_is_followed_through_attempts_until_the_job_has_ended(
     assert (said.code, said.lines) == (0, ["rank 0", "late line", "second attempt"])
 
 
+def driver_pod(desk: Desk, attempt: int, phase: str) -> str:
+    labels = {names.JOB: "vitg", names.ATTEMPT: str(attempt), names.ROLE: "submitter"}
+    name = f"vitg-{attempt}-x"
+    desk.put(PODS, name, labels=labels, status={"phase": phase})
+    return name
+
+
+def test_a_log_goes_on_with_the_next_attempt_when_one_was_killed_without_a_word(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attempt 3 lost its head node, attempt 4 was stopped while it was queued: neither leaves an outcome."""
+    follows_quickly(monkeypatch)
+    with_logs(desk).write_log("rank-00000", 0, b"rank 0\nits last words")
+    uri = f"{desk.root}/models/vitg/run-0001"
+
+    def go_on() -> None:
+        desk.status("vitg", **{**RUNNING, "state": "Retrying"}, storage=uri)
+        time.sleep(0.5)
+        desk.status("vitg", **{**RUNNING, "state": "Queued", "attempt": 4}, storage=uri)
+        time.sleep(0.5)
+        AttemptStore(open_storage(uri), 5).write_log("rank-00000", 0, b"fifth\n")
+        desk.status("vitg", **{**RUNNING, "attempt": 5}, storage=uri)
+        time.sleep(0.5)
+        desk.status("vitg", **{**RUNNING, "attempt": 5, "state": "Cancelled"}, storage=uri)
+
+    threading.Timer(0.3, go_on).start()
+    said = desk.run("logs", "vitg", *NS, "--rank", "0", "-f")
+    assert (said.code, said.lines) == (0, ["rank 0", "its last words", "fifth"])
+
+
+@pytest.mark.parametrize("breaks", [True, False], ids=["breaks", "ends"])
+def test_a_pods_log_that_stops_in_the_middle_goes_on_from_storage_without_saying_a_line_twice(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, breaks: bool
+) -> None:
+    follows_quickly(monkeypatch)
+    monkeypatch.setattr("dinoctl.cli.remote.logs._ENDS_SOON", 1)
+    store = with_logs(desk)
+    store.write_log("driver", 0, b"one\n\none\n\ntwo\n")
+    driver_pod(desk, 3, "Running")
+
+    def stream(*_: Any, **__: Any) -> Iterator[str]:
+        yield from ("Ray: job submitted", "one", "", "one")
+        if breaks:
+            raise Unavailable("logs Pod team/vitg-3-x", "the connection was reset")
+
+    monkeypatch.setattr(desk.api, "logs", stream)
+
+    def go_on() -> None:
+        store.write_log("driver", 0, b"one\n\none\n\ntwo\none\n")
+        desk.status("vitg", **{**RUNNING, "state": "Complete"}, storage=f"{desk.root}/models/vitg/run-0001")
+
+    threading.Timer(0.5, go_on).start()
+    said = desk.run("logs", "vitg", *NS, "-f")
+    assert (said.code, said.lines) == (0, ["Ray: job submitted", "one", "", "one", "", "two", "one"])
+
+
+def test_the_log_of_a_pod_that_succeeded_is_whole(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So nobody needs credentials for the storage to follow a job on the cluster."""
+    follows_quickly(monkeypatch)
+    with_logs(desk)
+    desk.server.log_lines["team", driver_pod(desk, 3, "Succeeded"), ""] = ["from the pod"]
+    desk.status("vitg", **{**RUNNING, "state": "Complete"}, storage="s3://closed/vitg")
+    assert desk.run("logs", "vitg", *NS, "-f").lines == ["from the pod"]
+
+
+def test_the_log_of_what_has_ended_is_told_at_once(desk: Desk) -> None:
+    with_logs(desk)
+    uri = f"{desk.root}/models/vitg/run-0001"
+    desk.status("vitg", **{**RUNNING, "state": "Failed"}, storage=uri)
+    begun = time.monotonic()
+    assert desk.run("logs", "vitg", *NS, "-f").lines == ["driver 1", "driver 2"]
+    said = desk.run("logs", "vitg", *NS, "-f", "--attempt", "9")
+    assert (said.code, said.err) == (2, "error: vitg is Failed and has no attempt 9; its last one is 3\n")
+    assert time.monotonic() - begun < 10
+
+
+def test_who_follows_a_log_outlives_an_api_server_that_is_away(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    follows_quickly(monkeypatch)
+    store = with_logs(desk)
+    gone = threading.Event()
+
+    def hook(call: Call) -> None:
+        if gone.is_set() and threading.current_thread() is threading.main_thread():
+            raise Unavailable("get DinoJob team/vitg", "does not answer")
+
+    desk.api.hook = hook
+
+    def go_on() -> None:
+        gone.set()
+        store.write_log("rank-00000", 0, b"rank 0\nmeanwhile\n")
+        store.write_outcome(Outcome(3, "succeeded"))
+        time.sleep(0.7)
+        desk.status("vitg", **{**RUNNING, "state": "Complete"}, storage=f"{desk.root}/models/vitg/run-0001")
+        gone.clear()
+
+    threading.Timer(0.3, go_on).start()
+    said = desk.run("logs", "vitg", *NS, "--rank", "0", "-f")
+    assert (said.code, said.lines) == (0, ["rank 0", "meanwhile"])
+
+
 def test_submit_and_follow_shows_the_logs_of_all_jobs(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dinoctl.cli.remote.logs._EVERY_S", 0.02)
+    follows_quickly(monkeypatch)
     with_logs(desk)
     labels = {names.JOB: "vitg", names.ATTEMPT: "3", names.ROLE: "submitter"}
     desk.put(PODS, "vitg-3-x", labels=labels, status={"phase": "Running"})
@@ -245,6 +379,40 @@ def test_submit_and_follow_shows_the_logs_of_all_jobs(desk: Desk, monkeypatch: p
     assert said.code == 0, said.err
     assert "vitg | from the pod" in said.lines
     assert "vitg: Complete" in said.err
+
+
+def test_a_restart_is_waited_for_and_its_own_log_is_shown(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The document is unchanged, so that the generation says nothing of the restart."""
+    follows_quickly(monkeypatch)
+    with_logs(desk)
+    uri = f"{desk.root}/models/vitg/run-0001"
+    desk.status("vitg", **{**RUNNING, "state": "Failed", "message": "the old end"}, storage=uri, observedGeneration=1)
+
+    def operator() -> None:
+        token = desk.job("vitg")["metadata"]["annotations"][names.RESTART]
+        again = f"{desk.root}/models/vitg/run-0004"
+        AttemptStore(open_storage(again), 4).write_log("driver", 0, b"again\n")
+        desk.status("vitg", **{**RUNNING, "attempt": 4}, storage=again, restart=token)
+        time.sleep(0.5)
+        desk.status("vitg", state="Complete", message="the new end")
+
+    threading.Timer(1.0, operator).start()
+    file = desk.write(json.dumps({**DINOJOB, "spec": PRETRAIN}))
+    said = desk.run("submit", file, "--restart", "vitg", "--follow", *NS)
+    assert said.code == 0, said.err
+    assert [line for line in said.lines if "|" in line] == ["vitg | again"]
+    assert "vitg: Failed: is to be done again; the operator has not looked at it yet" in said.err
+    assert "the old end" not in said.err
+    assert "vitg: Complete: the new end" in said.err
+
+
+def test_a_restart_whose_document_is_refused_is_not_waited_for(desk: Desk) -> None:
+    submitted(desk, state="Failed", message="the old end", attempt=1, observedGeneration=1)
+    refused = {"type": "Validated", "status": "False", "reason": "SpecError", "message": "no profile named 'x'"}
+    desk.status("vitg", state="Failed", attempt=1, observedGeneration=1, conditions=[refused])
+    said = desk.run("submit", desk.write(json.dumps({**DINOJOB, "spec": PRETRAIN})), "--restart", "vitg", "--wait", *NS)
+    assert said.code == 2
+    assert "vitg: is to be done again, but can't be: no profile named 'x'" in said.out
 
 
 def test_waiting_for_a_job_that_nobody_looks_at_says_so(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,16 +486,36 @@ def test_events_are_those_of_the_job_and_its_objects_oldest_first(desk: Desk) ->
         desk.put(EVENTS, name, involvedObject={"kind": kind, "name": about}, **event)
 
     happened("b", "Pod", "vitg-1-head", "2026-01-01T00:02:00Z", type="Warning", reason="BackOff", count=4)
+    happened("z", "DinoJob", "vitg", "2026-01-01T00:01:00Z", reason="First")
     happened("a", "DinoJob", "vitg", "2026-01-01T00:01:00Z")
     happened("c", "Pod", "other", "2026-01-01T00:03:00Z")
     assert desk.run("events", "vitg", *NS).lines == [
-        "2026-01-01T00:01:00Z   Seen                 DinoJob/vitg: two lines",
-        "2026-01-01T00:02:00Z ! BackOff              Pod/vitg-1-head: two lines (x4)",
+        "2026-01-01T00:01:00Z   First   DinoJob/vitg: two lines",
+        "2026-01-01T00:01:00Z   Seen    DinoJob/vitg: two lines",
+        "2026-01-01T00:02:00Z ! BackOff Pod/vitg-1-head: two lines (x4)",
     ]
-    assert [one["reason"] for one in json.loads(desk.run("events", "vitg", *NS, "-o", "json").out)] == [
-        "Seen",
-        "BackOff",
-    ]
+    found = json.loads(desk.run("events", "vitg", *NS, "-o", "json").out)
+    assert [one["reason"] for one in found] == ["First", "Seen", "BackOff"]
+
+
+def test_what_is_tried_again_and_again_is_one_event(desk: Desk) -> None:
+    submitted(desk)
+    desk.put(RAYCLUSTERS, "vitg-1-abcde", labels={names.JOB: "vitg"})
+    for second, (pod, prefix, count) in enumerate(
+        [("xx6l7", "", 1), ("g56bd", "", 1), ("7kfpv", "(combined from similar events): ", 3)]
+    ):
+        desk.put(
+            EVENTS,
+            f"e{second}",
+            involvedObject={"kind": "RayCluster", "name": "vitg-1-abcde"},
+            lastTimestamp=f"2026-01-01T00:00:0{second}Z",
+            type="Warning",
+            reason="FailedToCreateHeadPod",
+            message=f'{prefix}pods "vitg-1-abcde-head-{pod}" is forbidden',
+            count=count,
+        )
+    words = 'FailedToCreateHeadPod RayCluster/vitg-1-abcde: pods "vitg-1-abcde-head-7kfpv" is forbidden (x5)'
+    assert desk.run("events", "vitg", *NS).lines == [f"2026-01-01T00:00:02Z ! {words}"]
 
 
 OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"

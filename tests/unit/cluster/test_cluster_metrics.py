@@ -77,22 +77,59 @@ def test_ages_are_of_running_jobs_and_go_with_them() -> None:
     assert _value(metrics, "dinoctl_jobs", state="Complete") is None
 
 
-def test_a_checkpoint_grows_old_until_the_next_one(monkeypatch) -> None:
+def _remembered(number: int = 1, head: float | None = None, **attempt: float) -> dict:
+    """As the operator's status.lifecycle has it."""
+    memory: dict = {"attempts": [{"number": number, **attempt}]}
+    return memory | ({"head": {"step": 5, "at": head, "attempt": number}} if head else {})
+
+
+def test_a_checkpoint_grows_old_until_the_next_one_also_for_an_operator_that_is_new() -> None:
+    now = time.time()
+
+    def age(stage: str = "pretrain", **memory: float) -> float:
+        metrics = Metrics()  # a new process
+        status = {"state": "Running", "attempt": 1, "stage": stage, "lifecycle": _remembered(**memory)}
+        metrics.jobs.changed(_job("a", **status), gone=False)
+        return _value(metrics, "dinoctl_checkpoint_age_seconds", namespace="n", job="a") or 0.0
+
+    assert 500 <= age(startedAt=now - 900, trainedAt=now - 500) < 510
+    assert 60 <= age(startedAt=now - 900, trainedAt=now - 500, head=now - 60) < 70
+    assert 30 <= age(startedAt=now - 90, trainedAt=now - 30, head=now - 5000) < 40, "its own work is not older"
+    assert age(startedAt=now - 90) == 0, "not begun: nothing to lose"
+    assert age("pack", startedAt=now - 900, trainedAt=now - 500) == 0, "has none"
+
+
+def test_a_job_that_has_its_machines_and_does_not_train_grows_old() -> None:
     metrics, now = Metrics(), time.time()
 
-    def age(at: float, **status: object) -> float | None:
-        monkeypatch.setattr("dinoctl.cluster.metrics.time.time", lambda: now + at)
-        metrics.jobs.changed(_job("a", state="Running", **status), gone=False)
-        return _value(metrics, "dinoctl_checkpoint_age_seconds", namespace="n", job="a")
+    def age(state: str, **attempt: float) -> float | None:
+        status = {"state": state, "attempt": 1, "lifecycle": _remembered(**attempt)}
+        metrics.jobs.changed(_job("a", **status), gone=False)
+        return _value(metrics, "dinoctl_starting_age_seconds", namespace="n", job="a")
 
-    assert age(0, attempt=1, checkpointStep=5) == 0
-    assert age(60, attempt=1, checkpointStep=5, step=7) == 60
-    assert age(70, attempt=1, checkpointStep=10) == 0
-    assert age(90, attempt=2, checkpointStep=10) == 0
+    assert age("Queued", intendedAt=now - 5000) is None
+    for state in ("Starting", "Unknown", "Stopping"):
+        found = age(state, startedAt=now - 100)
+        assert found is not None
+        assert 100 <= found < 110
+    assert age("Running", startedAt=now - 100, trainedAt=now - 10) is None
+    assert age("Retrying", startedAt=now - 100, endedAt=now - 10) is None
+
+
+def test_attempts_are_counted_until_a_job_has_ended() -> None:
+    """One that dies before its first step is never Running."""
+    metrics = Metrics()
+    for attempt, state in enumerate(("Queued", "Starting", "Stopping", "Retrying", "Unknown", "Suspended"), 1):
+        metrics.jobs.changed(_job("a", state=state, attempt=attempt), gone=False)
+        assert _value(metrics, "dinoctl_attempts", namespace="n", job="a") == attempt
+    for state in ("Complete", "Failed", "Cancelled"):
+        metrics.jobs.changed(_job("a", state=state, attempt=7), gone=False)
+        assert _value(metrics, "dinoctl_attempts", namespace="n", job="a") is None
 
 
 def test_damaged_figures_do_not_end_the_scrape() -> None:
     metrics = Metrics()
     bad = _job("a", state="Running", waste={"queueSeconds": "much"}, lastProgressTime="soon", attempt="one")
+    bad["status"]["lifecycle"] = {"attempts": ["one"], "head": 7}
     metrics.jobs.changed(bad, gone=False)
     assert _value(metrics, "dinoctl_waste_seconds", kind="queue") == 0

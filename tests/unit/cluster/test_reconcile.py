@@ -79,6 +79,18 @@ def test_the_digits_run_from_pack_to_evaluation(world: World) -> None:
     assert not operator.errors
 
 
+def test_the_last_event_of_a_life_is_its_end(world: World) -> None:
+    world.submit("a", TRAIN)
+    operator = Operator(world)
+    settle(world, operator, "a")
+    told = [body for key, body in world.server.objects.items() if key[0] == EVENTS]
+    told.sort(key=lambda body: int(body["metadata"]["resourceVersion"]))
+    assert [(one["reason"], one["message"]) for one in told[-2:]] == [
+        ("Evaluated", "it has no gate"),
+        ("Complete", "all work is done"),
+    ]
+
+
 def test_a_failed_gate_blocks_the_children(world: World) -> None:
     world.accuracy = 0.2
     world.submit("a", GATED)
@@ -106,6 +118,24 @@ def test_a_bad_document_is_told_and_mended(world: World) -> None:
     assert world.job("a")["metadata"]["resourceVersion"] == version  # nothing new, nothing written
     world.edit("a", TRAIN)
     settle(world, operator, "a", "b")
+
+
+@pytest.mark.parametrize("fault", ["document", "profile"])
+def test_a_job_that_can_not_begin_can_be_cancelled_and_done_again(world: World, fault: str) -> None:
+    bad = {"pretrain": {"steps": "many"}} if fault == "document" else {"profile": "nobody"}
+    world.submit("a", {**TRAIN, **bad})
+    operator = Operator(world)
+    rounds(world, operator, 2)
+    assert world.state("a") == "Blocked"
+    world.edit("a", cancel="true")
+    rounds(world, operator, 3)
+    assert world.state("a") == "Cancelled"
+    version = world.job("a")["metadata"]["resourceVersion"]
+    rounds(world, operator, 3)
+    assert world.job("a")["metadata"]["resourceVersion"] == version
+    world.edit("a", {**TRAIN, "profile": None}, cancel=None, restart="again")
+    settle(world, operator, "a")
+    assert not operator.errors
 
 
 def test_profiles(world: World) -> None:

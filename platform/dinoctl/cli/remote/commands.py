@@ -14,8 +14,9 @@ from dinoctl.cli.options import Format, Shown
 from dinoctl.cli.remote import logs as log_reading
 from dinoctl.cli.remote.events import events
 from dinoctl.cli.remote.follow import changes, wait
+from dinoctl.cli.remote.machines import Machines
 from dinoctl.cli.remote.report import report
-from dinoctl.cli.remote.rows import ENDED, exit_code, row, state
+from dinoctl.cli.remote.rows import ENDED, ended, exit_code, row, state
 from dinoctl.cli.remote.show import show
 from dinoctl.cli.remote.submission import Change, Plan, perform, plan
 from dinoctl.cli.remote.target import Cluster, Where, open_cluster, told
@@ -28,6 +29,8 @@ from dinoctl.handover.attempts import ATTEMPTS
 from dinoctl.spec import names
 from dinoctl.spec.errors import UserError
 
+_LAST_LINES_S = 25.0
+
 
 def submit(
     where: Where, files: Sequence[str], restarts: Sequence[str], *, dry_run: bool, wait: bool, follow: bool
@@ -38,7 +41,7 @@ def submit(
     _carry_out(planned, cluster, dry_run=dry_run)
     if dry_run or not wait:
         return 0
-    return _wait(cluster, [change.loaded.name for change in planned.changes], follow=follow)
+    return _wait(cluster, planned.changes, follow=follow)
 
 
 def diff(where: Where, files: Sequence[str], output: Format) -> int:
@@ -72,19 +75,29 @@ def _carry_out(planned: Plan, cluster: Cluster, *, dry_run: bool) -> None:
         typer.echo(f"see: dinoctl status -n {cluster.namespace}", err=True)
 
 
-def _wait(cluster: Cluster, jobs: list[str], *, follow: bool) -> int:
-    if follow:
-        for name in jobs:
-            threading.Thread(target=_echo, args=(cluster, name), daemon=True).start()
-    ended = wait(cluster, jobs)
-    show([row(job, explain_wait(job, None, time.time())) for job in ended], Shown.TABLE)
-    return exit_code(ended)
+def _wait(cluster: Cluster, changes: Sequence[Change], *, follow: bool) -> int:
+    """With ``follow`` also the logs: of what begins from now on, where a job has ended before."""
+    logs = [_echoing(cluster, change) for change in changes if change.goes_on] if follow else []
+    jobs = wait(cluster, [change.loaded.name for change in changes])
+    until = time.monotonic() + _LAST_LINES_S
+    for log in logs if all(state(job) in ENDED for job in jobs) else ():
+        log.join(max(0.0, until - time.monotonic()))
+    show([row(job, explain_wait(job, None, time.time())) for job in jobs], Shown.TABLE)
+    return exit_code(jobs)
 
 
-def _echo(cluster: Cluster, name: str) -> None:
+def _echoing(cluster: Cluster, change: Change) -> threading.Thread:
+    seen = ((change.old or {}).get("status") or {}).get("attempt") or 0
+    arguments = (cluster, change.loaded.name, seen if change.restart else 0)
+    thread = threading.Thread(target=_echo, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
+def _echo(cluster: Cluster, name: str, seen: int) -> None:
     """A job's log beside those of others: each line begins with its name."""
     try:
-        for line in log_reading.follow(cluster, name, log_reading.DRIVER, None):
+        for line in log_reading.follow(cluster, name, log_reading.DRIVER, None, seen):
             typer.echo(f"{name} | {line}")
     except (OSError, ValueError, ModuleNotFoundError) as error:
         say(f"{name}: its log can't be followed: {error}")
@@ -99,7 +112,8 @@ def show_status(where: Where, name: str | None, output: Shown, *, watch: bool) -
             raise UserError(f"no jobs in namespace {cluster.namespace}; dinoctl submit FILE starts some")
         if watch and sys.stdout.isatty():
             sys.stdout.write("\x1b[2J\x1b[H")  # clear, cursor home
-        show([row(job, explain_wait(job, cluster, time.time())) for job in jobs], output)
+        machines = Machines(cluster)
+        show([row(job, explain_wait(job, machines, time.time())) for job in jobs], output)
 
 
 def _looks(cluster: Cluster, *, watch: bool) -> Iterator[None]:
@@ -129,9 +143,8 @@ def wish(where: Where, name: str, word: str) -> None:
     """Suspend, resume or cancel."""
     cluster = open_cluster(where)
     job = cluster.job(name)
-    now = state(job)
-    if now in ENDED:
-        raise UserError(f"{name} is {now} already")
+    if ended(job):
+        raise UserError(f"{name} is {state(job)} already")
     held = bool((job.get("spec") or {}).get("suspend"))
     if word != "cancel" and held == (word == "suspend"):
         typer.echo(f"{name}: is {'suspended already' if held else 'not suspended'}")
@@ -159,10 +172,11 @@ def print_events(where: Where, name: str, output: Format) -> None:
         return
     if not found:
         typer.echo(f"no events of {name}; Kubernetes forgets them after an hour or so", err=True)
+    width = max((len(one.reason) for one in found), default=0)
     for one in found:
         mark = typer.style("!", fg="yellow") if one.warning else " "
         times = f" (x{one.count})" if one.count > 1 else ""
-        typer.echo(f"{one.at:<20} {mark} {one.reason:<20} {one.about}: {one.message}{times}")
+        typer.echo(f"{one.at:<20} {mark} {one.reason:<{width}} {one.about}: {one.message}{times}")
 
 
 def explain(where: Where, name: str, attempt: int | None, output: Format) -> None:
@@ -178,7 +192,7 @@ def explain(where: Where, name: str, attempt: int | None, output: Format) -> Non
         number = next(reversed(bundled_attempts(storage)), None)
     bundle = read_bundle(storage, number) if storage is not None and number is not None else None
     if bundle is None or storage is None:
-        now = explain_wait(job, cluster, time.time()) if job is not None else None
+        now = explain_wait(job, Machines(cluster), time.time()) if job is not None and cluster else None
         raise UserError(_no_bundle(name, number, now))
     if output is Format.JSON:
         typer.echo(json.dumps(bundle, indent=1))

@@ -1,12 +1,18 @@
 """Events of a job and of everything that belongs to it, oldest first."""
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from dinoctl.cli.remote.target import Cluster, told
 from dinoctl.cluster.postmortem.digest import digest_event
 from dinoctl.cluster.protocol import Object
 from dinoctl.cluster.resources import EVENTS, PODS, RAYCLUSTERS, RAYJOBS, WORKLOADS
 from dinoctl.spec import names
+
+_GENERATED = re.compile(r"-[a-z0-9]{5}\b")
+"""What Kubernetes puts behind a name to make it unique."""
+_COMBINED = "(combined from similar events): "
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,7 @@ def events(cluster: Cluster, name: str) -> list[Told]:
     with told():
         found, _ = cluster.api.list(EVENTS, cluster.namespace)
     own = _family(cluster, name)
+    found = sorted(found, key=lambda event: int(event["metadata"].get("resourceVersion") or 0))
     shown = [digest_event(event) for event in found if _about(event) in own or _labelled(event, name)]
     told_ = [
         Told(
@@ -39,7 +46,18 @@ def events(cluster: Cluster, name: str) -> list[Told]:
         )
         for one in shown
     ]
-    return sorted(told_, key=lambda one: one.at)
+    return _folded(sorted(told_, key=lambda one: one.at))
+
+
+def _folded(found: Iterable[Told]) -> list[Told]:
+    """What is tried again and again with objects of new names is told once, in its newest words."""
+    folds: dict[tuple[str, str, str], Told] = {}
+    for one in found:
+        message = one.message.removeprefix(_COMBINED)
+        alike = (one.reason, one.about, _GENERATED.sub("", message))
+        before = folds.pop(alike, None)
+        folds[alike] = replace(one, message=message, count=one.count + (before.count if before else 0))
+    return list(folds.values())
 
 
 def _labelled(event: Object, name: str) -> bool:
@@ -63,6 +81,7 @@ def _family(cluster: Cluster, name: str) -> set[tuple[str, str]]:
         except (Forbidden, NotFound):
             continue
         family |= {(resource.kind, body["metadata"]["name"]) for body in found}
+    family |= {("Job", name) for kind, name in family if kind == RAYJOBS.kind}  # its submitter's
     try:
         workloads, _ = cluster.api.list(WORKLOADS, cluster.namespace)
     except (Forbidden, NotFound):

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from dinoctl.cli.remote.rows import settled, state
+from dinoctl.cli.remote.rows import refusal, restarts, settled, state
 from dinoctl.cli.remote.target import Cluster, told
 from dinoctl.cli.remote.why import explain
 from dinoctl.cli.screen import say
@@ -71,15 +71,9 @@ def wait(cluster: Cluster, names: Sequence[str], tell: Callable[[str], None] = s
         jobs = [job for job in found.values() if job is not None]
         for job in jobs:
             lines.update(job)
-        if all(_at_rest(job) for job in jobs):
+        if all(settled(job) for job in jobs):
             return [job for name in names for job in jobs if job["metadata"]["name"] == name]
     raise AssertionError("unreachable")
-
-
-def _at_rest(job: Object) -> bool:
-    """Settled, and not by what was said of an older document."""
-    seen = (job.get("status") or {}).get("observedGeneration")
-    return settled(job) and seen in (None, job["metadata"].get("generation"))
 
 
 class _Lines:
@@ -91,7 +85,7 @@ class _Lines:
     def update(self, job: Object) -> None:
         name, status, now = job["metadata"]["name"], job.get("status") or {}, state(job)
         why = "" if now in ("Running", "Pending") else str(status.get("message") or "")
-        if not status.get("state"):  # no operator has looked, and none may ever: that has to be told from here
+        if not status.get("state") or restarts(job) or refusal(job):  # what no operator has looked at, or can do
             why = explain(job, None, time.time())
         seen = (now, status.get("attempt"), why)
         if self._seen.get(name) != seen:

@@ -4,12 +4,13 @@ Ranks write their logs to the job's storage every few seconds, so theirs are rea
 """
 
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from dinoctl.cli.remote.rows import ENDED, state
+from dinoctl.cli.remote.rows import AT_WORK, ended, state
 from dinoctl.cli.remote.target import Cluster, told
-from dinoctl.cluster.errors import ApiError
+from dinoctl.cluster.errors import ApiError, Unavailable
 from dinoctl.cluster.protocol import Object
 from dinoctl.cluster.resources import PODS
 from dinoctl.data.storage import Storage, open_storage
@@ -21,6 +22,9 @@ DRIVER = "driver"
 _EVERY_S = 2.0
 _LATE_S = 15.0
 """How long after an attempt's end its last lines may still come."""
+_PATIENCE_S = 600.0
+_ENDS_SOON = 3
+"""Looks at a pod whose log has ended, until its phase says so too."""
 
 
 @dataclass(frozen=True)
@@ -43,18 +47,42 @@ class Log:
             raise UserError(_nothing(self.name, self.store.number, self.source, sources))
         yield from self.store.logs(self.source)
 
-    def follow(self) -> Iterator[str]:
-        """As they come, until the attempt has left its outcome."""
-        position, rest, over = LogPosition(), b"", 0.0
+    def follow(self, over: Callable[[], bool] = lambda: False, late: float = _LATE_S) -> Iterator[str]:
+        """As they come, until the attempt has left its outcome, or is over without one: killed, lost, never begun; and
+        then for ``late`` seconds more.
+        """
+        position, rest, ended = LogPosition(), b"", 0.0
         while True:
             data, position = self.store.read_log(self.source, position)
             *whole, rest = (rest + data).split(b"\n")
             yield from (line.decode(errors="replace") for line in whole)
-            if not data and self.store.outcome() is not None:
-                over = over or time.monotonic()
-                if time.monotonic() - over > _LATE_S:
-                    return
+            if not data and (ended or self.store.outcome() is not None or over()):
+                ended = ended or time.monotonic()
+                if time.monotonic() - ended >= late:
+                    break
             time.sleep(_EVERY_S)
+        if rest:
+            yield rest.decode(errors="replace")
+
+
+class _Fresh:
+    """Lines of one log from several places, each of which has it from its beginning: those that came already from one
+    are left out of the next. A pod's log has lines of Ray's between them, which storage doesn't have.
+    """
+
+    def __init__(self) -> None:
+        self._said: Counter[str] = Counter()
+
+    def lines(self, found: Iterable[str]) -> Iterator[str]:
+        """Those that are new."""
+        known = self._said.copy()
+        for line in found:
+            if known[line] > 0:
+                known[line] -= 1
+                continue
+            known.clear()  # from here on all are
+            self._said[line] += 1
+            yield line
 
 
 def stored(uri: str, source: str, attempt: int | None, *, name: str = "") -> Log:
@@ -108,34 +136,85 @@ def read(cluster: Cluster, name: str, source: str, attempt: int | None) -> Itera
     yield from stored(_storage(job), source, number, name=name).lines()
 
 
-def follow(cluster: Cluster, name: str, source: str, attempt: int | None) -> Iterator[str]:
-    """Goes on as the log grows, through all attempts until the job has ended, unless one attempt was asked for."""
-    seen = 0
+def follow(cluster: Cluster, name: str, source: str, attempt: int | None, seen: int = 0) -> Iterator[str]:
+    """Goes on as the log grows, through all attempts after ``seen`` until the job has ended, unless one attempt was
+    asked for.
+
+    Raises:
+        UserError: when there is no such job, or it has ended without the attempt that was asked for.
+
+    """
+    job = cluster.job(name)
     while True:
-        job = cluster.job(name)
-        number = attempt or (job.get("status") or {}).get("attempt") or 0
-        if number > seen:
+        newest = _number(job)
+        number = attempt or newest
+        if seen < number <= newest:
             yield from _follow_attempt(cluster, job, source, number)
             seen = number
-        elif state(job) in ENDED or attempt is not None:
+        elif attempt is not None and attempt == seen:
+            return
+        elif ended(job):
+            if attempt is not None:
+                raise UserError(f"{name} is {state(job)} and has no attempt {attempt}; its last one is {newest}")
             return
         else:
+            time.sleep(_EVERY_S)
+        job = _patiently(cluster, name)
+
+
+def _patiently(cluster: Cluster, name: str) -> Object:
+    """The job, from a server that may be away for some minutes: what trains goes on meanwhile."""
+    until = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return cluster.job(name)
+        except Unavailable:
+            if time.monotonic() > until:
+                raise
             time.sleep(_EVERY_S)
 
 
 def _follow_attempt(cluster: Cluster, job: Object, source: str, number: int) -> Iterator[str]:
-    name = job["metadata"]["name"]
-    pod = _submitter(cluster, name, number) if source == DRIVER else None
-    if pod is not None:
-        try:
-            yield from cluster.api.logs(cluster.namespace, pod["metadata"]["name"], follow=True)
-            return
-        except ApiError:  # not started yet, or just gone: storage has it
-            pass
-    while "storage" not in (job.get("status") or {}):
+    """The driver's from its pod, as it speaks; when that breaks off, or isn't there yet, from storage."""
+    name, fresh = job["metadata"]["name"], _Fresh()
+    try:
+        pod = _submitter(cluster, name, number) if source == DRIVER else None
+        if pod is not None:
+            yield from fresh.lines(cluster.api.logs(cluster.namespace, pod["metadata"]["name"], follow=True))
+            if _succeeds(cluster, name, number):
+                return
+    except ApiError:  # not started yet, just gone, or its node is, or the API server for now
+        pass
+    log = Log(AttemptStore(open_storage(_storage(job)), number), source, name)
+    late = _LATE_S if _number(job) == number and not ended(job) else 0.0
+    yield from fresh.lines(log.follow(lambda: _over(cluster, name, number), late))
+
+
+def _succeeds(cluster: Cluster, name: str, number: int) -> bool:
+    """The pod whose log has ended has said all: it is not that the connection to it, or its own to Ray, was closed."""
+    for _ in range(_ENDS_SOON):
+        pod = _submitter(cluster, name, number)
+        phase = (pod.get("status") or {}).get("phase") if pod else None
+        if phase != "Running":
+            return phase == "Succeeded"
         time.sleep(_EVERY_S)
+    return False
+
+
+def _over(cluster: Cluster, name: str, number: int) -> bool:
+    """Whether an attempt has ended, as the operator knows it. Unknown is not over."""
+    try:
         job = cluster.job(name)
-    yield from Log(AttemptStore(open_storage(_storage(job)), number), source, name).follow()
+    except ApiError:
+        return False
+    except UserError:  # deleted
+        return True
+    return _number(job) != number or state(job) not in AT_WORK
+
+
+def _number(job: Object) -> int:
+    """Of its newest attempt."""
+    return (job.get("status") or {}).get("attempt") or 0
 
 
 def _submitter(cluster: Cluster, name: str, attempt: int) -> Object | None:

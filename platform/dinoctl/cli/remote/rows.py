@@ -4,9 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from dinoctl.cluster.protocol import Object
+from dinoctl.spec import names
 from dinoctl.spec.job import STAGES
 
 ENDED = ("Complete", "Failed", "Cancelled")
+AT_WORK = ("Queued", "Starting", "Running", "Stopping", "Unknown", "Deleting")
+"""There is an attempt that has not ended, as far as anybody knows."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,38 @@ def state(job: Object) -> str:
 
 
 def settled(job: Object) -> bool:
-    """Nothing more happens until somebody acts: ended, suspended, or held up for good."""
-    return state(job) in (*ENDED, "Suspended", "Blocked")
+    """Nothing more happens until somebody acts: ended, suspended, or held up for good; and this isn't what was said of
+    an older document, or before a restart that was asked for.
+    """
+    return _current(job) and state(job) in (*ENDED, "Suspended", "Blocked") and not restarts(job)
+
+
+def ended(job: Object) -> bool:
+    """No attempt follows."""
+    return state(job) in ENDED and not restarts(job)
+
+
+def restarts(job: Object) -> bool:
+    """A restart was asked for and is not done yet. One whose document can't be run waits for another document."""
+    return _asked(job) and not refusal(job)
+
+
+def refusal(job: Object) -> str:
+    """Why the restart that was asked for is not done."""
+    conditions = (job.get("status") or {}).get("conditions") or ()
+    found = (one for one in conditions if one.get("type") == "Validated" and one.get("status") == "False")
+    refused = next(found, None) if _asked(job) and _current(job) else None
+    return str(refused.get("message") or "its document is not valid") if refused else ""
+
+
+def _asked(job: Object) -> bool:
+    token = (job["metadata"].get("annotations") or {}).get(names.RESTART)
+    return bool(token) and token != (job.get("status") or {}).get("restart")
+
+
+def _current(job: Object) -> bool:
+    """The operator has seen the present document."""
+    return (job.get("status") or {}).get("observedGeneration") in (None, job["metadata"].get("generation"))
 
 
 def exit_code(jobs: list[Object]) -> int:

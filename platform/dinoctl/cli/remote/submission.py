@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dinoctl.cli.remote.rows import ENDED, state
+from dinoctl.cli.remote.rows import ENDED, ended, state
 from dinoctl.cli.remote.target import Cluster, told
 from dinoctl.cluster.errors import Invalid, NotFound
 from dinoctl.cluster.protocol import Object
@@ -37,6 +37,11 @@ class Change:
         if self.old is None:
             return "created"
         return "restarted" if self.restart else "changed" if self.differences else "unchanged"
+
+    @property
+    def goes_on(self) -> bool:
+        """It has not ended, or is done again."""
+        return self.restart or self.old is None or not ended(self.old)
 
 
 @dataclass(frozen=True)
@@ -74,19 +79,30 @@ def plan(files: Sequence[str], cluster: Cluster, restarts: Collection[str] = ())
 
 
 def perform(change: Change, cluster: Cluster) -> None:
-    """Applies what differs."""
+    """Applies what differs, in one request: a changed document without its restart would be something else."""
+    if change.verb == "unchanged":
+        return
+    body = body_of(change.loaded, cluster.namespace)
+    if notes := _notes(change):
+        body["metadata"]["annotations"] = notes
     with told():
-        if change.verb != "unchanged":
-            cluster.api.apply(DINOJOBS, cluster.namespace, body_of(change.loaded, cluster.namespace))
-        if change.restart:  # beside what is applied, or the next submit would take it back
-            note = {"metadata": {"annotations": {names.RESTART: secrets.token_hex(6), names.CANCEL: None}}}
-            cluster.api.patch(DINOJOBS, cluster.namespace, change.loaded.name, note)
+        cluster.api.apply(DINOJOBS, cluster.namespace, body)
+
+
+def _notes(change: Change) -> dict[str, str]:
+    """A restart stays asked for when more is submitted before the operator sees it. What another command wrote can't be
+    taken away by applying, but it can be overruled: what is restarted is not cancelled any more.
+    """
+    old = ((change.old or {}).get("metadata") or {}).get("annotations") or {}
+    if change.restart:
+        return {names.RESTART: secrets.token_hex(6), **({names.CANCEL: "false"} if names.CANCEL in old else {})}
+    return {names.RESTART: old[names.RESTART]} if names.RESTART in old else {}
 
 
 def body_of(job: LoadedJob, namespace: str) -> Object:
     """The document as its author wrote it; the operator fills in what is left out."""
     labels = dict(job.job.metadata.labels)
-    metadata = {"name": job.name, "namespace": namespace, **({"labels": labels} if labels else {})}
+    metadata: Object = {"name": job.name, "namespace": namespace, **({"labels": labels} if labels else {})}
     return {
         "apiVersion": DINOJOBS.api_version,
         "kind": DINOJOBS.kind,

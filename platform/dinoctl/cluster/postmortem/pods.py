@@ -41,7 +41,9 @@ def of_pods(pods: Iterable[Object]) -> Iterator[Failure]:
 
 
 def of_events(events: Iterable[Object]) -> Iterator[Failure]:
-    """Everything that events show, a node's problem detector included."""
+    """Everything that they show. Of a cluster these are the events of the job, its RayJob and its pods; those of nodes
+    lie in another namespace, which the operator may not read.
+    """
     for event in events:
         text = " ".join(str(event.get("message") or "").split())
         about = event.get("involvedObject") or event.get("regarding") or {}
