@@ -1,6 +1,7 @@
 """needed.py LOCK PYPROJECT [EXTRAS]: the part of a lock that the project with these extras needs, hashes and all.
 
-The lock is for all extras; who asked for what stands below each of its entries ("# via").
+The lock is for all extras; who asked for what stands below each of its entries ("# via"). ``build-system`` in place of
+extras: what the project is built with.
 """
 
 import re
@@ -18,8 +19,11 @@ def entries(lock: str) -> dict[str, str]:
 
 def asked_for(pyproject: str, extras: Iterable[str]) -> set[str]:
     """What the project itself asks for."""
-    project = tomllib.loads(pyproject)["project"]
+    document = tomllib.loads(pyproject)
+    project, extras = document["project"], list(extras)
     wanted = [*project["dependencies"]]
+    if extras == ["build-system"]:
+        wanted, extras = document["build-system"]["requires"], []
     for extra in extras:
         if extra not in project["optional-dependencies"]:
             raise SystemExit(f"needed.py: no extra {extra!r}; there are {', '.join(project['optional-dependencies'])}")
