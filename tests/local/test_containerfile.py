@@ -1,4 +1,4 @@
-"""The Containerfile is built, and what comes out runs as restricted pods run. Needs no cluster."""
+"""The Containerfile is built, and what comes out runs as restricted pods run."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,5 +38,5 @@ def test_it_is_nobody_special_who_can_write_nowhere(client: Image) -> None:
 def test_nothing_is_left_of_building_it(client: Image) -> None:
     assert not (client.root / "src").exists()
     assert not list((client.root / "root").glob(".cache/*"))
-    assert not [path for path in (client.root / "tmp").iterdir()]
+    assert not list((client.root / "tmp").iterdir())
     assert client.run("sh", "-c", "command -v g++").returncode == 0
