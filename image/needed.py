@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-def entries(lock: str) -> dict[str, str]:
-    """Text of every entry by name."""
+def entries(lock: str) -> list[tuple[str, str]]:
+    """Name and text of every entry; a name may have several, for one Python each."""
     parts = re.split(r"^(?=[a-z0-9])", lock, flags=re.M)
-    return {part.split("==")[0]: part for part in parts if "==" in part}
+    return [(part.split("==")[0], part) for part in parts if "==" in part]
 
 
 def asked_for(pyproject: str, extras: Iterable[str]) -> set[str]:
@@ -31,14 +31,14 @@ def asked_for(pyproject: str, extras: Iterable[str]) -> set[str]:
     return {_normal(re.split(r"[\[<>=!~; ]", one)[0]) for one in wanted}
 
 
-def needed(found: dict[str, str], first: set[str]) -> list[str]:
+def needed(found: list[tuple[str, str]], first: set[str]) -> list[str]:
     """Entries of ``first``, and of whatever they brought in."""
     reached, grown = set(first), True
     while grown:
-        more = {name for name, text in found.items() if name not in reached and _askers(text) & reached}
+        more = {name for name, text in found if name not in reached and _askers(text) & reached}
         reached |= more
         grown = bool(more)
-    return [text for name, text in found.items() if name in reached]
+    return [text for name, text in found if name in reached]
 
 
 def _askers(text: str) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,18 @@ def test_a_used_prefix_is_refused(prefix: Path) -> None:
     done = subprocess.run([INSTALL, prefix], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "is there already; name a fresh directory" in done.stderr
+
+
+@pytest.mark.parametrize("extras", ["", "train,operator", "build-system"])
+def test_of_what_is_needed_nothing_is_left_out(extras: str) -> None:
+    """Also where the lock has one entry for each Python."""
+    files = [str(ROOT / name) for name in ("image/needed.py", "requirements.lock", "pyproject.toml")]
+    wanted = subprocess.run([sys.executable, *files, extras], capture_output=True, text=True, check=True).stdout
+    locked = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    entry = re.compile(r"^[a-z0-9][\w.-]*==[^\\]*", re.M)
+    named = {one.partition("==")[0] for one in entry.findall(wanted)}
+    assert entry.findall(wanted) == [one for one in entry.findall(locked) if one.partition("==")[0] in named]
+    assert {"": "pydantic", "train,operator": "numpy", "build-system": "hatchling"}[extras] in named
 
 
 def test_the_containerfile_names_no_registry() -> None:
