@@ -9,6 +9,7 @@ from support.buildah import Image, builder, obstacles
 from support.kube.required import give_up
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(1800)  # packages of Debian and of Python are fetched
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Containerfiles built for real, without a registry and without a daemon: buildah, in a folder of its own, as root.
 
-The base is made of packages of this machine's own Debian, from its own mirror. ``with builder(folder) as made:`` leaves
-nothing outside the folder.
+The base is made of packages of this machine's own Debian, from its own mirror. Storage is the folder of
+``with builder(folder) as made:``, and ends with the block.
 """
 
 import json
