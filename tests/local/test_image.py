@@ -73,3 +73,11 @@ def test_the_containerfile_names_no_registry() -> None:
     assert [line for line in lines if line.startswith("FROM ")] == ["FROM ${BASE}"]
     assert "ARG BASE=python:3.11-slim-bookworm" in lines
     assert "USER 1000:1000" in lines
+
+
+def test_the_containerfile_takes_every_step_of_the_script_and_no_other(tmp_path: Path) -> None:
+    written = (ROOT / "image" / "Containerfile").read_text(encoding="utf-8")
+    assert re.findall(r"install\.sh \S+ \S+ (\w+)", written) == ["packages", "project"]
+    done = subprocess.run([INSTALL, tmp_path / "new", "", "all"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, (tmp_path / "new").exists()) == (2, False)
+    assert "no step 'all'; there are packages and project" in done.stderr
