@@ -7,7 +7,7 @@ export DS_BUILD_OPS = 0
 
 BENCH := .venv-benchmark
 
-.PHONY: benchmark benchmark-pipeline benchmark-streaming benchmark-operator demo test check unit local kube cluster cluster-shell kube-tools environment golden lock schema reference clean
+.PHONY: benchmark benchmark-pipeline benchmark-streaming benchmark-operator demo test check unit local kube cluster cluster-shell kube-tools test-image environment golden lock schema reference clean
 
 demo: environment
 	$(BIN)/dinoctl run jobs/digits.yaml
@@ -41,17 +41,22 @@ kube: environment $(REQUIRED)
 
 # A real node that runs pods, with KubeRay and Kueue: needs root, and of Debian's packages containerd, runc,
 # containernetworking-plugins, iptables, conntrack, iproute2 and openssl.
-cluster: environment $(REQUIRED)
+cluster: environment $(REQUIRED) $(if $(REQUIRED),test-image)
 	$(BIN)/pytest tests/cluster
 
 # A shell with KUBECONFIG set, for as long as the cluster lives.
-cluster-shell: environment kube-tools
+cluster-shell: environment kube-tools test-image
 	PYTHONPATH=platform:tests $(BIN)/python -m support.kube.cluster
 
 # Needs Go 1.26. Cached by version in $XDG_CACHE_HOME/dinoctl-kube (1 GB); nothing but Python's own library is
 # used, so that it can run before the environment is there.
 kube-tools:
 	PYTHONPATH=tests $(PYTHON) -m support.kube.build
+
+# What image/install.sh makes, for the pods of the test cluster; as root. Cached in $XDG_CACHE_HOME/dinoctl-image (7 GB):
+# minutes after a change of the lock, seconds after one of the code. After the environment, for what pip has kept of it.
+test-image: environment
+	PYTHONPATH=tests $(PYTHON) -m support.kube.layers
 
 environment: $(VENV)/.installed
 

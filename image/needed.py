@@ -1,6 +1,7 @@
 """needed.py LOCK PYPROJECT [EXTRAS]: the part of a lock that the project with these extras needs, hashes and all.
 
-The lock is for all extras; who asked for what stands below each of its entries ("# via").
+The lock is for all extras; who asked for what stands below each of its entries ("# via"). ``build-system`` in place of
+extras: what the project is built with.
 """
 
 import re
@@ -10,16 +11,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-def entries(lock: str) -> dict[str, str]:
-    """Text of every entry by name."""
+def entries(lock: str) -> list[tuple[str, str]]:
+    """Name and text of every entry; a name may have several, for one Python each."""
     parts = re.split(r"^(?=[a-z0-9])", lock, flags=re.M)
-    return {part.split("==")[0]: part for part in parts if "==" in part}
+    return [(part.split("==")[0], part) for part in parts if "==" in part]
 
 
 def asked_for(pyproject: str, extras: Iterable[str]) -> set[str]:
     """What the project itself asks for."""
-    project = tomllib.loads(pyproject)["project"]
+    document = tomllib.loads(pyproject)
+    project, extras = document["project"], list(extras)
     wanted = [*project["dependencies"]]
+    if extras == ["build-system"]:
+        wanted, extras = document["build-system"]["requires"], []
     for extra in extras:
         if extra not in project["optional-dependencies"]:
             raise SystemExit(f"needed.py: no extra {extra!r}; there are {', '.join(project['optional-dependencies'])}")
@@ -27,14 +31,14 @@ def asked_for(pyproject: str, extras: Iterable[str]) -> set[str]:
     return {_normal(re.split(r"[\[<>=!~; ]", one)[0]) for one in wanted}
 
 
-def needed(found: dict[str, str], first: set[str]) -> list[str]:
+def needed(found: list[tuple[str, str]], first: set[str]) -> list[str]:
     """Entries of ``first``, and of whatever they brought in."""
     reached, grown = set(first), True
     while grown:
-        more = {name for name, text in found.items() if name not in reached and _askers(text) & reached}
+        more = {name for name, text in found if name not in reached and _askers(text) & reached}
         reached |= more
         grown = bool(more)
-    return [text for name, text in found.items() if name in reached]
+    return [text for name, text in found if name in reached]
 
 
 def _askers(text: str) -> set[str]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from support.kube import layers
 from support.kube.cluster import Cluster, cluster, obstacles
 from support.kube.required import give_up
 from support.kube.tools import lacking
@@ -12,7 +13,7 @@ from support.kube.tools import lacking
 @pytest.fixture(scope="session", autouse=True)
 def programs() -> None:
     """Skips everything where no cluster can run; fails where one is required."""
-    give_up("a real cluster", *lacking(), *obstacles())
+    give_up("a real cluster", *lacking(), *obstacles(), *layers.lacking())
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,19 @@
 """What the other tests of this folder take for granted of their cluster."""
 
+import hashlib
 import json
 import time
 import urllib.request
 from typing import Any
 
 from support.kube.cluster import Cluster
+from support.kube.layers import CHECKOUT
 from support.kube.manifests import pod, queues, ray_job
 
 _PROBE = """
-import json, os, socket, urllib.request
+import hashlib, json, os, pathlib, socket, urllib.request
 import boto3, dinoctl, torch
+from dinoctl.model.native import build
 boto3.client("s3").put_object(Bucket="probe", Key="hello", Body=b"from a pod")
 def writable(path):
     try:
@@ -21,7 +24,11 @@ def writable(path):
 print(json.dumps({
     "uid": os.getuid(),
     "dinoctl": dinoctl.__file__,
-    "writable": [path for path in ("/", "/platform", "/.venv", "/etc", "/tmp") if writable(path)],
+    "code": hashlib.sha256(b"".join(
+        path.read_bytes() for path in sorted(pathlib.Path(dinoctl.__file__).parent.rglob("*.py"))
+    )).hexdigest(),
+    "kernels": build.load()._name,
+    "writable": [path for path in ("/", "/opt/dinoctl", "/etc", "/tmp") if writable(path)],
     "api": socket.gethostbyname("kubernetes.default.svc.cluster.local"),
     "mlflow": urllib.request.urlopen(os.environ["MLFLOW_TRACKING_URI"] + "/health").read().decode(),
     "sum": int(torch.arange(4).sum()),
@@ -67,7 +74,10 @@ def test_a_restricted_pod_runs_the_code_under_test(kube: Cluster, namespace: str
     output = kube.kubectl("logs", "probe", "-n", namespace)
     assert phase == "Succeeded", output
     said = json.loads(output)
-    assert said.pop("dinoctl").startswith("/platform/")
+    assert said.pop("dinoctl").startswith("/opt/dinoctl/lib/")
+    code = b"".join(path.read_bytes() for path in sorted((CHECKOUT / "platform/dinoctl").rglob("*.py")))
+    assert said.pop("code") == hashlib.sha256(code).hexdigest(), "its layer is of another time"
+    assert said.pop("kernels").startswith("/opt/dinoctl/share/"), "they were built again"
     assert said == {"uid": 1000, "writable": ["/tmp"], "api": "10.96.0.1", "mlflow": "OK", "sum": 6}
     assert kube.s3.client().get_object(Bucket="probe", Key="hello")["Body"].read() == b"from a pod"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,8 +56,28 @@ def test_a_used_prefix_is_refused(prefix: Path) -> None:
     assert "is there already; name a fresh directory" in done.stderr
 
 
+@pytest.mark.parametrize("extras", ["", "train,operator", "build-system"])
+def test_of_what_is_needed_nothing_is_left_out(extras: str) -> None:
+    """Also where the lock has one entry for each Python."""
+    files = [str(ROOT / name) for name in ("image/needed.py", "requirements.lock", "pyproject.toml")]
+    wanted = subprocess.run([sys.executable, *files, extras], capture_output=True, text=True, check=True).stdout
+    locked = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    entry = re.compile(r"^[a-z0-9][\w.-]*==[^\\]*", re.M)
+    named = {one.partition("==")[0] for one in entry.findall(wanted)}
+    assert entry.findall(wanted) == [one for one in entry.findall(locked) if one.partition("==")[0] in named]
+    assert {"": "pydantic", "train,operator": "numpy", "build-system": "hatchling"}[extras] in named
+
+
 def test_the_containerfile_names_no_registry() -> None:
     lines = (ROOT / "image" / "Containerfile").read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if line.startswith("FROM ")] == ["FROM ${BASE}"]
     assert "ARG BASE=python:3.11-slim-bookworm" in lines
     assert "USER 1000:1000" in lines
+
+
+def test_the_containerfile_takes_every_step_of_the_script_and_no_other(tmp_path: Path) -> None:
+    written = (ROOT / "image" / "Containerfile").read_text(encoding="utf-8")
+    assert re.findall(r"install\.sh \S+ \S+ (\w+)", written) == ["packages", "project"]
+    done = subprocess.run([INSTALL, tmp_path / "new", "", "all"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, (tmp_path / "new").exists()) == (2, False)
+    assert "no step 'all'; there are packages and project" in done.stderr

@@ -2,7 +2,8 @@
 
 Everything of it (processes, mounts, bridges, rules, cgroups) ends with the block, and with this process however that
 ends. ``running`` is reached from outside through loopback ports, as any API server is; its pods run the code under test
-by the image ``image.IMAGE``, and reach S3 and MLflow at the addresses that ``running`` names.
+by the image ``image.IMAGE``, whose layers are made first if need be, and reach S3 and MLflow at the addresses that
+``running`` names.
 
 By hand: ``python -m support.kube.cluster [COMMAND...]`` runs a command (a shell) with such a cluster's KUBECONFIG.
 """
@@ -22,7 +23,7 @@ from pathlib import Path
 import psutil
 
 from support import s3server
-from support.kube import services
+from support.kube import layers, services
 from support.kube.access import Access
 from support.kube.forward import listener
 from support.kube.image import NAME
@@ -30,7 +31,6 @@ from support.kube.node import ADDRESS, Order
 from support.kube.processes import NotReady, tail
 from support.kube.tools import TOOLS, lacking
 
-_CHECKOUT = Path(__file__).parents[3]
 _CGROUPS, _PREFIX = Path("/sys/fs/cgroup"), "dinoctl-test-"
 _LIMIT_S = 420  # ten seconds on an idle machine
 PACKAGES = {
@@ -104,11 +104,12 @@ def cluster(directory: Path) -> Iterator[Cluster]:
             f"{directory}: the cluster has an /etc, /var and /run of its own; take another folder (TMPDIR)"
         )
     directory.mkdir(parents=True, exist_ok=True)
+    roots = [str(root) for root in layers.make()]
     sockets = {name: listener() for name in ("api", "s3", "mlflow")}
     ports = {name: one.getsockname()[1] for name, one in sockets.items()}
     descriptors = {name: one.fileno() for name, one in sockets.items()}
     with _cgroup(f"{_PREFIX}{os.getpid()}") as group, (directory / "node.log").open("wb") as log:
-        order = Order(sys.prefix, sys.base_prefix, str(_CHECKOUT), group, descriptors)
+        order = Order(sys.base_prefix, roots, group, descriptors)
         (directory / "order.json").write_text(json.dumps(asdict(order)))
         process = _unshared(directory, log.fileno(), descriptors.values())
         for one in sockets.values():
@@ -131,7 +132,7 @@ def _unshared(directory: Path, log: int, descriptors: Iterable[int]) -> "subproc
             *("--", "bash", "-c", '"$@" <&0 & wait $!', "bash", *inside),
         ],
         cwd="/",
-        env={**os.environ, "PYTHONPATH": f"{_CHECKOUT / 'platform'}:{_CHECKOUT / 'tests'}"},
+        env={**os.environ, "PYTHONPATH": f"{layers.CHECKOUT / 'platform'}:{layers.CHECKOUT / 'tests'}"},
         stdin=subprocess.PIPE,  # its end is the cluster's
         stdout=log,
         stderr=log,
@@ -202,7 +203,7 @@ def _try_rmdir(folder: Path) -> bool:
 
 
 def main() -> int:
-    wanting = [*obstacles(), *lacking()]
+    wanting = [*obstacles(), *lacking(), *layers.lacking()]
     if wanting:
         print(f"error: {'; '.join(wanting)}", file=sys.stderr)
         return 3

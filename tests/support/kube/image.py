@@ -1,68 +1,73 @@
 """The image of the test cluster, made without a container engine and without copying a file.
 
-Its layers are views of this machine: overlays over the machine's own root (the system under /usr, and the Python that
-the environment is made from), over the environment's parent (``/.venv``) and over the checkout (``/platform``), with
-everything else masked. containerd imports three layers that hold a marker each; the views are then mounted over what it
-has unpacked. So pods run the code under test with no volume, as they would with the image that users build, and a pod
-that may not mount the node's folders (restricted pod security) runs too.
+It is what ``image/Containerfile`` builds, but for its base: in place of that a view of this machine, an overlay over
+its root in which everything but the system under /usr and Python is masked. The layers above are the ones that the
+image's own script has made (``layers``), and settings are read from the Containerfile. containerd imports layers that
+hold a marker each; view and layers are then mounted over what it has unpacked. So pods run the code under test with
+no volume, and a pod that may not mount the node's folders (restricted pod security) runs too.
 """
 
 import hashlib
 import io
 import json
 import os
+import shlex
 import shutil
 import stat
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from support.kube.shell import call
 
 NAME = "localhost/dinoctl"
 IMAGE, PAUSE = f"{NAME}:test", "localhost/pause:test"
 USER = 1000
-_PATH = "/usr/local/bin:/usr/bin:/bin"
-_MARKER = "view-"
+_MARKER = "layer-"
 _PASSWD = f"root:x:0:0:root:/root:/bin/sh\ndinoctl:x:{USER}:{USER}:dinoctl:/tmp:/bin/sh\n"
 _GROUP = f"root:x:0:\ndinoctl:x:{USER}:\n"
-# Scripts of an environment name its interpreter by the path that it has on this machine.
-_SCRIPT = '#!/bin/sh\nexec /.venv/bin/python "/.venv/bin/${0##*/}" "$@"\n'
-_PYTHON = '#!/bin/sh\nexec /.venv/bin/python "$@"\n'
 
 
 @dataclass(frozen=True)
 class View:
-    """A folder of this machine as a layer: its root is the image's, and only ``kept`` of it is seen."""
+    """A folder of this machine as a layer: its root is the image's, and only ``kept`` of it is seen (nothing: all)."""
 
     root: Path
-    kept: tuple[Path, ...]
+    kept: tuple[Path, ...] = ()
 
 
-def views(venv: Path, checkout: Path, python: Path) -> list[View]:
+def views(python: Path, layers: Iterable[Path]) -> list[View]:
     """Lowest first."""
     links = [
         path
         for path in Path("/").iterdir()
         if path.is_symlink() and path.name in ("bin", "sbin", "lib", "lib32", "lib64")
     ]
-    system = View(Path("/"), (Path("/usr"), python, *links))
-    return [system, View(venv.parent, (venv,)), View(checkout, (checkout / "platform",))]
+    return [View(Path("/"), (Path("/usr"), python, *links)), *map(View, layers)]
 
 
-def archive(target: Path, count: int) -> None:
+def settings(containerfile: Path) -> dict[str, Any]:
+    """What a Containerfile says of the processes of its image."""
+    lines = containerfile.read_text().splitlines()
+    said = {word: rest for word, _, rest in (line.partition(" ") for line in lines)}
+    return {
+        "Env": shlex.split(said["ENV"]),
+        "User": said["USER"],
+        "WorkingDir": said["WORKDIR"],
+        "Cmd": json.loads(said["CMD"]),
+    }
+
+
+def archive(target: Path, count: int, config: Mapping[str, Any]) -> None:
     """A docker archive of both images: the same ``count`` layers of a marker each, another command."""
     layers = [_layer(f"{_MARKER}{number}") for number in range(count)]
-    environment = [f"PATH={_PATH}", "PYTHONPATH=/platform", "PYTHONDONTWRITEBYTECODE=1", "HOME=/tmp"]
-    images = {
-        IMAGE: {"Env": environment, "User": f"{USER}:{USER}", "WorkingDir": "/tmp", "Cmd": ["/bin/sh"]},
-        PAUSE: {"Env": [f"PATH={_PATH}"], "User": "65535:65535", "Cmd": ["/usr/bin/sleep", "infinity"]},
-    }
+    images = {IMAGE: config, PAUSE: {"User": "65535:65535", "Cmd": ["/usr/bin/sleep", "infinity"]}}
     blobs = {f"{_digest(layer)}/layer.tar": layer for layer in layers}
     manifest = []
-    for reference, config in images.items():
-        content = _config(config, layers)
+    for reference, one in images.items():
+        content = _config(one, layers)
         blobs[f"{_digest(content)}.json"] = content
         names = [f"{_digest(layer)}/layer.tar" for layer in layers]
         manifest.append({"Config": f"{_digest(content)}.json", "RepoTags": [reference], "Layers": names})
@@ -106,11 +111,13 @@ def mount(shown: Iterable[View], containerd: Path, work: Path) -> None:
     for number, view in enumerate(shown):
         found = [path.parent for path in unpacked.glob(f"*/fs/{_MARKER}{number}")]
         assert len(found) == 1, f"containerd has unpacked layer {number} at {found}"
+        if not view.kept:
+            call("mount", "--bind", "-o", "ro", view.root, found[0])
+            continue
         mask = work / str(number)
         mask.mkdir()
         _hide(view.root, view.kept, mask)
-        if view.root == Path("/"):
-            _own_files(mask)
+        _own_files(mask)
         call("mount", "-t", "overlay", "overlay", "-o", f"ro,lowerdir={mask}:{view.root}", found[0])
 
 
@@ -150,11 +157,6 @@ def _own_files(mask: Path) -> None:
     shutil.copy("/etc/ld.so.cache", mask / "etc")
     if Path("/etc/alternatives").is_dir():
         shutil.copytree("/etc/alternatives", mask / "etc/alternatives", symlinks=True)
-    scripts = mask / "usr/local/bin"
-    scripts.mkdir(parents=True)
-    for name in ("dinoctl", "ray", "mlflow", "python"):
-        (scripts / name).write_text(_PYTHON if name == "python" else _SCRIPT)
-        (scripts / name).chmod(0o755)
 
 
 def _empty(folder: Path, mode: int) -> None:

@@ -24,9 +24,9 @@ ADDRESS, API_PORT = "10.200.0.1", 6443
 class Order:
     """What ``cluster`` asks for, as JSON in the run directory."""
 
-    venv: str
     python: str
-    checkout: str
+    layers: list[str]
+    """Roots of the image's layers above the system, lowest first."""
     cgroup: str
     sockets: dict[str, int]
     """Listening sockets for ``api``, ``s3`` and ``mlflow``."""
@@ -42,7 +42,7 @@ def main(directory: Path) -> None:
     api.start_etcd()
     api.server.start()
     containerd = runtime.start_containerd(directory)
-    shown = image.views(Path(order.venv), Path(order.checkout), Path(order.python))
+    shown = image.views(Path(order.python), map(Path, order.layers))
     digest = runtime.load_images(directory, containerd, shown)
     api.wait()
     api.controllers.start()

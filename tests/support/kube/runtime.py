@@ -9,6 +9,7 @@ from typing import Any
 
 from support.kube import image
 from support.kube.apiserver import ApiServer
+from support.kube.layers import CHECKOUT
 from support.kube.processes import Program
 from support.kube.shell import CommandFailed, call
 from support.kube.tools import TOOLS
@@ -58,7 +59,7 @@ def load_images(directory: Path, containerd: Program, shown: Sequence[image.View
     """Imports the images once containerd answers, and mounts the views over their layers. Returns the digest."""
     ctr = ("ctr", "--address", directory / "containerd.sock", "--namespace", "k8s.io")
     containerd.wait(lambda: _succeeds(*ctr, "version"), 60)
-    image.archive(directory / "images.tar", len(shown))
+    image.archive(directory / "images.tar", len(shown), image.settings(CHECKOUT / "image/Containerfile"))
     call(*ctr, "images", "import", "--digests", "--base-name", image.NAME, directory / "images.tar")
     (directory / "views").mkdir()
     image.mount(shown, directory / "containerd/root", directory / "views")
