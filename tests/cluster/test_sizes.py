@@ -195,8 +195,7 @@ def test_a_gang_that_lacks_one_gpu_waits_as_a_whole_and_is_told_so(
     workers = [pod for pod in pods if pod["metadata"]["labels"]["dinoctl.io/role"] == "worker"]
     assert sum(started_with(pod)[RANK] for pod in workers) == 256
     assert len({machines[pod["spec"]["nodeName"]] for pod in workers}) == 1, "not in one block, though one is free"
-    until(lambda: release.status("vitg-pretrain")["state"] not in ("Queued", "Submitted"), told, 30)
-    print(told())
+    until(lambda: release.status("vitg-pretrain")["state"] == "Starting", told, 30)
     release.dinoctl("delete", "vitg-pretrain", "-n", namespace)
     until(lambda: not kube.get("pods", *mine)["items"], lambda: kube.kubectl("get", "pods", *mine), 60)
 

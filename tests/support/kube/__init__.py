@@ -5,4 +5,6 @@
 ``apiserver``   etcd and kube-apiserver on loopback, without root    ``access``    kubectl and kubeconfigs for it
 ``faults``      a proxy in front of it that fails on purpose
 ``cluster``     a whole one-node cluster in namespaces of its own    ``node``      what runs inside those namespaces
+``simulated``   nodes that only the API server knows                 ``machines``  which of them, and their queues
+``release``     dinoctl as it is installed, and its command line
 """

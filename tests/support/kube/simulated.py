@@ -102,7 +102,7 @@ def node(
 @contextmanager
 def simulated_nodes(kube: Cluster, nodes: Sequence[Mapping[str, Any]]) -> Iterator[None]:
     """The nodes are ready when the block begins."""
-    config = kube._directory / "kwok.yaml"
+    config = kube.directory / "kwok.yaml"
     config.write_text("\n---\n".join(json.dumps(stage) for stage in _STAGES))
     probe = f"127.0.0.1:{free_port()}"
     simulator = Program(
