@@ -5,10 +5,6 @@ takes its machines once, the release is upgraded, one of its workers is killed, 
 another number of workers. It ends with promoted models.
 """
 
-import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,9 +15,8 @@ from ruamel.yaml import YAML
 
 from support.kube.cluster import Cluster
 from support.kube.manifests import pod_spec, queues
-from support.kube.tools import TOOLS
+from support.kube.release import ROOT, Release
 
-_ROOT = Path(__file__).parents[2]
 _JOBS = ("digits-pack", "digits-pretrain", "digits-highres", "digits-distill", "digits-evaluate")
 _COMPUTE = {
     "workers": 2,
@@ -39,7 +34,7 @@ _KUEUE = "kueue.x-k8s.io"
 def _documents(path: Path, workers: dict[str, int] | None = None) -> Path:
     """jobs/digits.yaml, shortened: it is the platform that is shown here, not the models. ``workers``: other than 2."""
     yaml = YAML(typ="safe")
-    documents = list(yaml.load_all((_ROOT / "jobs/digits.yaml").read_text()))
+    documents = list(yaml.load_all((ROOT / "jobs/digits.yaml").read_text()))
     for document in documents:
         spec, steps = document["spec"], _STEPS.get(document["metadata"]["name"])
         number = 1 if steps is None else (workers or {}).get(document["metadata"]["name"], 2)
@@ -61,40 +56,13 @@ def _documents(path: Path, workers: dict[str, int] | None = None) -> Path:
     return path
 
 
-class Release:
-    """dinoctl as it is installed: the chart, and the command line of a user."""
+class Watched(Release):
+    """Everything that its jobs went through is noted."""
 
     def __init__(self, kube: Cluster, namespace: str, directory: Path) -> None:
-        self.kube, self.namespace, self.directory = kube, namespace, directory
+        super().__init__(kube, namespace, directory)
         self.seen: list[str] = []
-
-    def helm(self, *arguments: str) -> str:
-        command = [str(TOOLS["helm"].path), *arguments, "--namespace", self.namespace]
-        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    @property
-    def values(self) -> Path:
-        return self.directory / "values.json"
-
-    def deploy(self, verb: str, *settings: str) -> None:
-        self.helm(verb, "dinoctl", str(_ROOT / "helm/dinoctl"), "-f", str(self.values), *settings, "--wait")
-
-    def dinoctl(self, *arguments: str) -> str:
-        command = [str(Path(sys.executable).parent / "dinoctl"), *arguments]
-        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
-        return done.stdout
-
-    @property
-    def _environment(self) -> dict[str, str]:
-        paths = {"PYTHONPATH": str(_ROOT / "platform"), "HOME": str(self.directory), "COLUMNS": "160"}
-        return {**os.environ, **self.kube.environment, **self.kube.s3.environment, **paths, "DINOCTL_TARGET": "cluster"}
-
-    def status(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.kube.get("dinojob", name, "-n", self.namespace).get("status", {})
-        return found
+        self.last: dict[str, str] = {}
 
     def until(self, what: Callable[[], Any], why: str, limit_s: float = 600) -> Any:
         """The first true answer; every change of a job's state is noted on the way."""
@@ -106,8 +74,6 @@ class Release:
                 pytest.fail(f"{why}\n" + "\n".join(self.seen) + self.details(), pytrace=False)
             time.sleep(1)
         return found
-
-    last: dict[str, str] = {}  # noqa: RUF012 - one release a test run
 
     def note(self) -> None:
         jobs = self.kube.get("dinojobs", "-n", self.namespace)["items"]
@@ -131,7 +97,7 @@ class Release:
 
 
 @pytest.fixture
-def release(kube: Cluster, namespace: str, tmp_path: Path) -> Iterator[Release]:
+def release(kube: Cluster, namespace: str, tmp_path: Path) -> Iterator[Watched]:
     priorities = [
         {
             "apiVersion": f"{_KUEUE}/v1beta1",
@@ -160,24 +126,14 @@ def release(kube: Cluster, namespace: str, tmp_path: Path) -> Iterator[Release]:
         "env": {**kube.pod_environment, "OMP_NUM_THREADS": "1"},
     }
     del profile["env"]["MLFLOW_TRACKING_URI"]  # type: ignore[attr-defined]
-    values = {
-        "image": {"name": kube.image, "pullPolicy": "Never"},
-        "operator": {
-            "config": {"defaultProfile": "node", "profiles": {"node": profile}},
-            "env": [{"name": name, "value": value} for name, value in kube.pod_environment.items()],
-            "resources": {"requests": {"cpu": "50m"}},
-        },
-    }
-    made = Release(kube, namespace, tmp_path)
-    made.last = {}
-    made.values.write_text(json.dumps(values))
-    made.deploy("install")
+    made = Watched(kube, namespace, tmp_path)
+    made.install({"node": profile})
     yield made
-    made.helm("uninstall", "dinoctl", "--wait")
+    made.uninstall()
 
 
 @pytest.mark.timeout(2400)
-def test_a_family_is_trained_and_promoted_whatever_happens_to_its_machines(release: Release, tmp_path: Path) -> None:
+def test_a_family_is_trained_and_promoted_whatever_happens_to_its_machines(release: Watched, tmp_path: Path) -> None:
     kube, namespace = release.kube, release.namespace
     release.dinoctl("submit", str(_documents(tmp_path / "digits.yaml")), "-n", namespace)
     waits = lambda: release.status("digits-evaluate").get("message", "")  # noqa: E731
@@ -222,7 +178,7 @@ def test_a_family_is_trained_and_promoted_whatever_happens_to_its_machines(relea
     _explained(release)
 
 
-def _upgraded(release: Release) -> None:
+def _upgraded(release: Watched) -> None:
     """A new operator finds a job in training, and leaves it alone."""
     rayjob = lambda: _live_rayjob(release, "digits-pretrain")["metadata"]["uid"]  # noqa: E731
     before, step = rayjob(), release.status("digits-pretrain")["step"]
@@ -232,11 +188,11 @@ def _upgraded(release: Release) -> None:
     assert release.status("digits-pretrain")["attempt"] == 2
 
 
-def _live_rayjob(release: Release, name: str) -> dict[str, Any]:
+def _live_rayjob(release: Watched, name: str) -> dict[str, Any]:
     return release.kube.get("rayjob", release.status(name)["rayJob"], "-n", release.namespace)
 
 
-def _resized(release: Release, path: Path) -> None:
+def _resized(release: Watched, path: Path) -> None:
     """Suspended, given another number of workers, and resumed: it goes on from where it was."""
     job = "digits-distill"
     release.until(lambda: release.status(job).get("step", 0) > 0, f"{job} did not get under way")
@@ -268,13 +224,13 @@ def _urgent(namespace: str) -> dict[str, Any]:
     }
 
 
-def _worker(release: Release) -> str:
+def _worker(release: Watched) -> str:
     selector = "dinoctl.io/job=digits-pretrain,dinoctl.io/role=worker,dinoctl.io/attempt=2"
     pods = release.kube.get("pods", "-n", release.namespace, "-l", selector)["items"]
     return str(pods[0]["metadata"]["name"])
 
 
-def _promoted(release: Release) -> None:
+def _promoted(release: Watched) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(release.kube.mlflow)
@@ -288,7 +244,7 @@ def _promoted(release: Release) -> None:
     assert len(set(steps)) == len(steps), "metrics of repeated steps were logged twice"
 
 
-def _explained(release: Release) -> None:
+def _explained(release: Watched) -> None:
     """The clusters are gone; what they did is not."""
     namespace = release.namespace
     table = release.dinoctl("status", "-n", namespace)

@@ -8,23 +8,15 @@ from typing import Any
 import pytest
 
 from support.kube.apiserver import ApiServer
-from support.rendering import PROFILES, attempt, cases, jobs, rendered
+from support.rendering import PROFILES, attempt, cases, elsewhere, jobs, rendered
 
 CASES = dict(cases())
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 
 
-def _in(namespace: str, objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same objects elsewhere; without their owner, whom the garbage collector would miss."""
-    moved: list[dict[str, Any]] = json.loads(json.dumps(objects).replace('"vision"', f'"{namespace}"'))
-    for one in moved:
-        del one["metadata"]["ownerReferences"]
-    return moved
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_every_object_is_made_as_rendered(api: ApiServer, namespace: str, name: str) -> None:
-    objects = _in(namespace, CASES[name])
+    objects = elsewhere(CASES[name], namespace)
     listed = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
     api.kubectl("create", "--validate=strict", "-f", "-", input=listed)
     made = api.get("rayjob", objects[-1]["metadata"]["name"], "-n", namespace)

@@ -4,6 +4,7 @@ golden files.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,16 @@ def cases() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     odd = resized(vitg, workers=250)
     yield "size-250-workers-excluded-nodes", rendered(attempt(vitg, 3, spec=odd), PROFILES["a100"], ("gpu-17", "gpu-3"))
     yield "size-one-worker-no-queue", rendered(attempt(vitg, spec=resized(vitg, workers=1)), PROFILES["plain"])
+
+
+def elsewhere(objects: list[dict[str, Any]], namespace: str) -> list[dict[str, Any]]:
+    """The same objects in another namespace, and in the queue of its name; without their owner, whom the garbage
+    collector would miss.
+    """
+    moved: list[dict[str, Any]] = json.loads(json.dumps(objects).replace('"vision"', f'"{namespace}"'))
+    for one in moved:
+        del one["metadata"]["ownerReferences"]
+    return moved
 
 
 def shown(objects: list[dict[str, Any]]) -> str:

@@ -117,6 +117,7 @@ TOOLS = {
         Tool("coredns", "coredns", "github.com/coredns/coredns", "."),
         Tool("ray-operator", "kuberay", _KUBERAY, _KUBERAY),
         Tool("kueue", "kueue", _KUEUE, f"{_KUEUE}/cmd/kueue", (f"{_KUEUE}/pkg/version.GitVersion={{version}}",)),
+        Tool("kwok", "kwok", "sigs.k8s.io/kwok", "sigs.k8s.io/kwok/cmd/kwok"),
     )
 }
 API_SERVER = (
