@@ -11,7 +11,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dinoctl.cluster.objects import condition, deleting
+from dinoctl.cluster.objects import condition, deleting, seconds
 from dinoctl.cluster.pods import alive, complaint
 from dinoctl.cluster.protocol import Object
 from dinoctl.handover.outcome import Outcome
@@ -56,12 +56,12 @@ def execution(
     if over := _over(rayjob, outcome):
         return seen(*over)
     status: Mapping[str, Any] = rayjob.get("status") or {}
-    late = "; does its controller run?" if now - attempt.intended_at > NOTICED_S else ""
     if rayjob["spec"].get("suspend"):
-        return seen(Phase.PENDING, message=_queued(workload) or f"Kueue has not looked at it yet{late}")
+        return seen(Phase.PENDING, message=_queued(workload) or _unnoticed("Kueue", now - attempt.intended_at))
     if status.get("jobDeploymentStatus") in _AT_WORK:
         return seen(Phase.RUNNING, message=complaint(pods))
-    return seen(Phase.PENDING, message=f"KubeRay has not looked at it yet{late}")
+    admitted = seconds(condition(workload, "Admitted").get("lastTransitionTime"))
+    return seen(Phase.PENDING, message=_unnoticed("KubeRay", now - (admitted or attempt.intended_at)))
 
 
 def took_machines(rayjob: Object | None, workload: Object | None, attempt: Attempt) -> bool:
@@ -119,6 +119,11 @@ def _cause(outcome: Outcome | None, otherwise: Cause | None, message: str) -> tu
     if cause is Cause.STOPPED and outcome.phase == "failed":
         cause = Cause.PREEMPTED  # a newer attempt fenced it off, or it was ended by hand: free, but not at once again
     return cause, outcome.message or message
+
+
+def _unnoticed(controller: str, waited_s: float) -> str:
+    late = "; does its controller run?" if waited_s > NOTICED_S else ""
+    return f"{controller} has not looked at it yet{late}"
 
 
 def _queued(workload: Object | None) -> str:

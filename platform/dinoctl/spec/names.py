@@ -28,8 +28,8 @@ QUEUE = "kueue.x-k8s.io/queue-name"
 PRIORITY = "kueue.x-k8s.io/priority-class"
 
 _OURS = "dinojob"
-"""Of objects that are applied without asking whose they were: a job named ``team`` takes over no account ``team-worker``
-that somebody gave rights to.
+"""Of objects that are applied without asking whose they were: a job named ``team`` takes over no account
+``team-worker`` that somebody gave rights to.
 """
 _DIGITS = 5
 MAX_RAYJOB = 47
