@@ -13,6 +13,7 @@ from support.kube.cluster import Cluster
 from support.kube.node import ADDRESS
 from support.kube.processes import Program, answers, free_port
 from support.kube.tools import TOOLS
+from support.waiting import within
 
 SIMULATED = "dinoctl.io/simulated"
 """Label of every simulated node."""
@@ -119,12 +120,18 @@ def simulated_nodes(kube: Cluster, nodes: Sequence[Mapping[str, Any]]) -> Iterat
     simulator.start()
     try:
         simulator.wait(lambda: answers(f"http://{probe}/healthz"))
-        kube.apply(*nodes, strict=False)
-        simulator.wait(lambda: _ready(kube) >= {one["metadata"]["name"] for one in nodes})
+        add(kube, *nodes)
         yield
     finally:
         kube.kubectl("delete", "--raw", f"/api/v1/nodes?labelSelector={SIMULATED}")  # one request for all
         simulator.stop()
+
+
+def add(kube: Cluster, *nodes: Mapping[str, Any]) -> None:
+    """More nodes, ready when it returns: a pod that comes before kwok has taken its node over may wait for ever."""
+    kube.apply(*nodes, strict=False)
+    names = {one["metadata"]["name"] for one in nodes}
+    assert within(60, lambda: names <= _ready(kube), 0.3), f"not ready: {sorted(names - _ready(kube))}"
 
 
 def _ready(kube: Cluster) -> set[str]:
