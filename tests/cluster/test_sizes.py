@@ -2,12 +2,10 @@
 scheduler, on nodes that only the API server knows.
 """
 
-import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +18,12 @@ from dinoctl.cluster.render.rayjob import RANK
 from support.differences import differences
 from support.kube.cluster import Cluster
 from support.kube.machines import BLOCK, flavors, nodes, open_node, priority, queue
+from support.kube.placed import Placed, asked, gpus, placed, pods_of, ranks, running, started_with, take_down
 from support.kube.release import ROOT, Release
 from support.kube.simulated import add, simulated_nodes
 from support.rendering import PROFILES, attempt, cases, elsewhere, jobs, rendered, resized
+from support.waiting import until
 
-Objects = list[dict[str, Any]]
 CASES = dict(cases())
 GPU, RDMA = "nvidia.com/gpu", "rdma/hca"
 _RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
@@ -39,97 +38,10 @@ IN_POOLS, EXCLUDED, NO_QUEUE = (
 QUEUES = (A100, CPU, FABRIC)
 POOLS = {pool: {GPU: count, RDMA: count // 8} for pool, count in (("reserved", 512), ("on-demand", 256), ("spot", 232))}
 QUEUED = [name for name in CASES if name != NO_QUEUE]
-_LIMIT_S = 300
 
 
 def home(name: str) -> str:
     return {IN_POOLS: FABRIC, NO_QUEUE: PLAIN}.get(name, CPU if name.startswith("digits-") else A100)
-
-
-def asked(objects: Objects) -> dict[str, Any]:
-    """The document that the objects are made of, as the workers read it."""
-    (text,) = (one["data"]["attempt.json"] for one in objects if "data" in one)
-    document: dict[str, Any] = json.loads(text)
-    return document
-
-
-def ranks(objects: Objects) -> int:
-    """What is packed is packed by the driver."""
-    spec = asked(objects)["spec"]
-    return 0 if "pack" in spec else int(spec["compute"]["workers"])
-
-
-def gpus(objects: Objects) -> int:
-    return ranks(objects) * int(asked(objects)["spec"]["compute"]["gpusPerWorker"])
-
-
-def until(what: Callable[[], Any], why: Callable[[], str], limit_s: float = _LIMIT_S) -> Any:
-    """The first true answer."""
-    deadline = time.monotonic() + limit_s
-    while not (found := what()):
-        if time.monotonic() > deadline:
-            pytest.fail(why(), pytrace=False)
-        time.sleep(0.5)
-    return found
-
-
-@dataclass(frozen=True)
-class Placed:
-    """What has become of the objects of an attempt."""
-
-    objects: Objects
-    rayjob: dict[str, Any]
-    workload: dict[str, Any] | None
-    pods: list[dict[str, Any]]
-
-    def of(self, role: str) -> list[dict[str, Any]]:
-        return [pod for pod in self.pods if pod["metadata"]["labels"]["dinoctl.io/role"] == role]
-
-    @property
-    def groups(self) -> dict[str, list[dict[str, Any]]]:
-        """Worker pods by group."""
-        found: dict[str, list[dict[str, Any]]] = {}
-        for pod in self.of("worker"):
-            found.setdefault(pod["metadata"]["labels"]["ray.io/group"], []).append(pod)
-        return found
-
-
-def placed(kube: Cluster, objects: Objects) -> Placed:
-    name, namespace = objects[-1]["metadata"]["name"], objects[-1]["metadata"]["namespace"]
-    rayjob = kube.get("rayjob", name, "-n", namespace)
-    uid = rayjob["metadata"]["uid"]
-    workloads = kube.get("workloads", "-n", namespace, "-l", f"kueue.x-k8s.io/job-uid={uid}")["items"]
-    document = asked(objects)
-    selector = f"dinoctl.io/job={document['name']},dinoctl.io/attempt={document['attempt']}"
-    pods = kube.get("pods", "-n", namespace, "-l", selector)["items"]
-    return Placed(objects, rayjob, workloads[0] if workloads else None, pods)
-
-
-def pods_of(objects: Objects) -> int:
-    """Pods of an attempt: head, submitter, workers."""
-    groups = objects[-1]["spec"]["rayClusterSpec"]["workerGroupSpecs"]
-    return 2 + sum(group["replicas"] for group in groups)
-
-
-def running(kube: Cluster, *namespaces: str) -> Counter[str]:
-    """How many pods, by namespace."""
-    lines = kube.kubectl("get", "pods", "-A", "--field-selector=status.phase=Running", "--no-headers").splitlines()
-    return Counter(line.split()[0] for line in lines if line.split()[0] in namespaces)
-
-
-def take_down(kube: Cluster, *namespaces: str) -> None:
-    """Jobs first: a namespace that is deleted with its pods waits for the grace that they don't need."""
-    for namespace in namespaces:
-        kube.kubectl("delete", "rayjobs", "--all", "-n", namespace, "--wait=false")
-    until(lambda: not running(kube, *namespaces), lambda: f"{running(kube, *namespaces)} still run")
-    kube.kubectl("delete", "namespace", *namespaces)
-
-
-def started_with(pod: dict[str, Any]) -> dict[str, int]:
-    """What KubeRay has Ray offer in a pod."""
-    words = " ".join(pod["spec"]["containers"][0]["args"])
-    found = {RANK: re.search(rf'"{RANK}": (\d+)', words), "gpus": re.search(r"--num-gpus=(\d+)", words)}
-    return {name: int(match[1]) if match else 0 for name, match in found.items()}
 
 
 @pytest.fixture(scope="module")
