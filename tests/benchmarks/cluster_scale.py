@@ -17,13 +17,11 @@ import queue
 import random
 import re
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +34,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "platform")]
 
 import psutil
 
+from benchmarks.figures import percentile, quantiles, scrape
 from dinoctl.cluster.api import HttpApi
 from dinoctl.cluster.connect import connect
 from dinoctl.cluster.errors import ApiError
@@ -103,36 +102,6 @@ def process(name: str, log: Path, *command: str) -> Iterator[subprocess.Popen[by
     finally:
         running.terminate()
         running.wait(60)
-
-
-def scrape(port: int) -> dict[str, float]:
-    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).read().decode()
-    found = re.findall(r"^(dinoctl_[^ ]+) ([-+.\deE]+)$", text, re.MULTILINE)
-    return {name: float(value) for name, value in found}
-
-
-def percentile(before: dict[str, float], after: dict[str, float], name: str, share: float) -> float:
-    """Upper bound of the bucket that holds it."""
-    buckets = {
-        float(key.split('le="')[1].split('"')[0]): value - before.get(key, 0.0)
-        for key, value in after.items()
-        if key.startswith(f"{name}_bucket")
-    }
-    total = buckets[float("inf")]
-    return min((bound for bound, count in buckets.items() if count >= share * total), default=float("nan"))
-
-
-def quantiles(values: list[float]) -> dict[str, float]:
-    values = sorted(values)
-    if not values:
-        return {}
-    p99 = values[min(len(values) - 1, int(0.99 * len(values)))]
-    return {
-        "n": len(values),
-        "median": round(statistics.median(values), 3),
-        "p99": round(p99, 3),
-        "max": round(values[-1], 3),
-    }
 
 
 def until(what: str, true: Any, limit_s: float = 1800.0) -> float:

@@ -109,7 +109,7 @@ def _debian() -> tuple[str, str]:
     """This machine's mirror and release."""
     release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
     codename = release["VERSION_CODENAME"].strip('"')
-    filters = ("Created-By: Packages", f"Codename: {codename}")
+    filters = ("Created-By: Packages", "Origin: Debian", f"Codename: {codename}")
     found = _call("apt-get", "indextargets", "--format", "$(REPO_URI)", *filters).split()
     return found[0], codename
 

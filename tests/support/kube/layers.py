@@ -25,7 +25,7 @@ _SOURCES = ("pyproject.toml", "requirements.lock", "README.md", "LICENSE")
 _PYTHON = Path(sys.base_prefix) / "bin/python3"
 _AT = PREFIX.parent.relative_to("/")
 _OVERLAY = f'mount -t overlay overlay -o "$1" /{_AT} && shift && exec "$@"'
-_KEPT_S = 24 * 3600
+_KEPT_S, _LIMIT_S = 24 * 3600, 3600
 
 
 class InstallFailed(Exception):
@@ -107,6 +107,7 @@ def _install(layer: Layer, below: list[Path]) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        timeout=_LIMIT_S,
     )
     if done.returncode:
         raise InstallFailed(f"{' '.join(script)}: {done.stdout.strip()}")
