@@ -12,12 +12,16 @@ BENCH := .venv-benchmark
 demo: environment
 	$(BIN)/dinoctl run jobs/digits.yaml
 
-# Two at a time where they mostly wait or have a core each. Kubernetes last: where it is required, its programs are built
-# in the meantime (.ci/run).
+# Two at a time: they wait for a good part of it. Kubernetes in the second half: where it is required, its programs are
+# built in the meantime (.ci/run).
 test: environment
 	$(MAKE) --jobs=2 --output-sync=line check unit
-	$(MAKE) local
-	$(MAKE) --jobs=2 --output-sync=line kube cluster
+	$(MAKE) --jobs=2 --output-sync=line local on-kubernetes
+
+.PHONY: on-kubernetes
+on-kubernetes: environment
+	$(MAKE) kube
+	$(MAKE) cluster
 
 # Everything that needs no running: style, types, layers.
 check: environment
