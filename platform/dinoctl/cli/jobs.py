@@ -181,12 +181,13 @@ def _local_wish(word: str, name: str, state_dir: Path) -> None:
 
     from dinoctl.lifecycle import state_of
     from dinoctl.local.state import StateDir
+    from dinoctl.spec import names
     from dinoctl.spec.errors import UserError
 
     state = StateDir(state_dir)
     job = state.known(name)
     now = state_of(job.status)
-    if now in ("Complete", "Failed", "Cancelled"):
+    if now in names.ENDED_STATES:
         raise UserError(f"{name} is {now} already")
     wishes = replace(job.wishes, cancel=True) if word == "cancel" else replace(job.wishes, suspend=word == "suspend")
     job.save_wishes(wishes)

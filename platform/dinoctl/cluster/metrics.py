@@ -14,12 +14,13 @@ from prometheus_client.registry import Collector
 
 from dinoctl.cluster.cache import Name
 from dinoctl.cluster.protocol import Object
+from dinoctl.cluster.record import live_attempt
+from dinoctl.spec import names
 from dinoctl.spec.job import TRAINING
 
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _WASTE = {"queue": "queueSeconds", "start": "startSeconds", "replay": "replaySeconds"}
 _CAUSES = ("infrastructure", "application", "preemptions")
-_ENDED = ("Complete", "Failed", "Cancelled")
 
 
 class Metrics:
@@ -119,7 +120,7 @@ class JobFigures(Collector):
 def _job(status: Object) -> _Job:
     waste, failures = _fields(status.get("waste")), _fields(status.get("failures"))
     memory = _fields(status.get("lifecycle"))
-    live, head = _live(memory), _fields(memory.get("head"))
+    live, head = live_attempt(status), _fields(memory.get("head"))
     began = _number(live.get("startedAt"))
     return _Job(
         str(status.get("state") or "Pending"),
@@ -130,13 +131,6 @@ def _job(status: Object) -> _Job:
         0.0 if live.get("trainedAt") else began,
         max(_number(live.get("trainedAt")), _number(head.get("at"))) if status.get("stage") in TRAINING else 0.0,
     )
-
-
-def _live(memory: Object) -> Object:
-    """The attempt that has not ended, as the operator remembers it."""
-    attempts = memory.get("attempts")
-    newest = _fields(attempts[-1]) if isinstance(attempts, list) and attempts else {}
-    return newest if newest.get("endedAt") is None else {}
 
 
 def _sums(jobs: list[_Job]) -> Iterator[GaugeMetricFamily]:
@@ -163,7 +157,7 @@ def _ages(known: dict[Name, _Job]) -> Iterator[GaugeMetricFamily]:
     )
     attempts = GaugeMetricFamily("dinoctl_attempts", "Number of an unfinished job's attempt.", labels=labels)
     for name, job in known.items():
-        if job.attempt and job.state not in _ENDED:
+        if job.attempt and job.state not in names.ENDED_STATES:
             attempts.add_metric(name, job.attempt)
         if job.starting:
             starting.add_metric(name, max(0.0, now - job.starting))

@@ -20,6 +20,7 @@ from dinoctl.cluster.metrics import Metrics
 from dinoctl.cluster.objects import deleting
 from dinoctl.cluster.protocol import Api, Object
 from dinoctl.cluster.queue import Item, WorkQueue
+from dinoctl.spec import names
 from dinoctl.spec.profile import OperatorConfig
 
 _log = logging.getLogger("dinoctl.operator")
@@ -28,8 +29,6 @@ _PROGRESS_SHARE, _PROGRESS_S = 0.1, (5.0, 30.0)
 """What workers report is no reason for haste, and a thousand jobs report all the time: the look that follows waits so
 many seconds a running job, within these bounds.
 """
-_FINAL = ("Complete", "Failed", "Cancelled")
-"""States of a parent that a child acts on; of all others it only says that it waits, and a sweep may do that."""
 LOST_S = 30.0
 """How long a start waits for namespaces that may not be listed: deleted ones, or those whose Role is gone."""
 STUCK = 900.0
@@ -196,7 +195,9 @@ class Operator:
             self._faces.pop(key, None)
         else:
             self._faces[key] = face
-        wake = self._wants if face is None or (body.get("status") or {}).get("state") in _FINAL else self._would_hear
+        # A child acts on a parent that has ended; of all others it only says that it waits, and a sweep may do that.
+        ended = (body.get("status") or {}).get("state") in names.ENDED_STATES
+        wake = self._wants if face is None or ended else self._would_hear
         for child in self.reconciler.children(*key):
             wake((key[0], child))
 

@@ -112,5 +112,13 @@ def begun_life(body: Object) -> tuple[str, str] | None:
     return (life_name(first), spec_hash) if isinstance(first, int) and isinstance(spec_hash, str) else None
 
 
+def live_attempt(status: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The attempt that a status remembers as not ended, without reading all of its memory; nothing when none is."""
+    memory = status.get("lifecycle")
+    attempts = memory.get("attempts") if isinstance(memory, Mapping) else None
+    newest = attempts[-1] if isinstance(attempts, list) and attempts else None
+    return newest if isinstance(newest, Mapping) and newest.get("endedAt") is None else {}
+
+
 def _fields(promotion: Promotion) -> dict[str, Any]:
     return {name: getattr(promotion, name) for name in promotion.__dataclass_fields__}

@@ -8,7 +8,7 @@ the client and by the operator.
 from collections.abc import Iterator
 from typing import Any
 
-from dinoctl.spec import base
+from dinoctl.spec import base, names
 from dinoctl.spec.base import Section
 from dinoctl.spec.compute import Compute, Engine
 from dinoctl.spec.crops import RELEASED_ORDER, Augmentation, Blur
@@ -21,7 +21,6 @@ from dinoctl.spec.stages import Distill, Headless, Pack, Protocols
 
 Rule = tuple[str, str]
 _NAME = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
-_ENDED = ("Complete", "Failed", "Cancelled")
 
 
 def rules(model: type[Section]) -> list[Rule]:
@@ -60,7 +59,7 @@ def _frozen(field: str, unless: str, why: str, default: str = "") -> dict[str, s
     else:
         same = f"(has({here}) ? (has({before}) && {here} == {before}) : !has({before}))"
     begun = "has(oldSelf.status) && has(oldSelf.status.attempt)"
-    ended = f"has(oldSelf.status.state) && oldSelf.status.state in {list(_ENDED)}"
+    ended = f"has(oldSelf.status.state) && oldSelf.status.state in {list(names.ENDED_STATES)}"
     free = [f"!({begun})", ended, *([unless] if unless else [])]
     return {
         "rule": " || ".join([*(f"({part})" for part in free), same]),

@@ -24,6 +24,9 @@ FINALIZER = f"{GROUP}/tracking"
 RENDERED = f"{GROUP}/rendered"
 """Annotation of a RayJob: digest of what was rendered, so that an edit by somebody is noticed."""
 
+ENDED_STATES = ("Complete", "Failed", "Cancelled")
+"""``status.state`` of a job that no attempt follows in, unless it is restarted."""
+
 QUEUE = "kueue.x-k8s.io/queue-name"
 PRIORITY = "kueue.x-k8s.io/priority-class"
 

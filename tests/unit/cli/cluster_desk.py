@@ -8,8 +8,38 @@ from typing import Any
 import pytest
 
 from dinoctl.cluster.resources import DINOJOBS, Resource
+from dinoctl.data.storage import open_storage
+from dinoctl.handover.attempts import AttemptStore
+from dinoctl.lifecycle import Attempt, AttemptState, Status
+from dinoctl.lifecycle.codec import encode
 from support.commands import Said, typed
 from support.kube.memory import MemoryApi, MemoryServer
+
+NS = ("-n", "team")
+DINOJOB = {"apiVersion": "dinoctl.io/v1alpha1", "kind": "DinoJob", "metadata": {"name": "vitg"}}
+PRETRAIN = {"pretrain": {"data": {"source": "s3://b/d"}}, "compute": {"workers": 8}}
+
+
+def attempt(number: int, state: AttemptState = AttemptState.RUNNING) -> dict[str, Any]:
+    """What a status says of its newest attempt."""
+    ended = 2.0 if state is AttemptState.ENDED else None
+    made = Attempt(number, state, "hash", intended_at=1.0, ended_at=ended)
+    return {"attempt": number, "lifecycle": encode(Status("hash", next_attempt=number + 1, attempts=(made,)))}
+
+
+RUNNING = {
+    "state": "Running",
+    "message": "attempt 3 is running, step 120 of 1000",
+    "stage": "pretrain",
+    "queue": "vision",
+    "workers": 256,
+    **attempt(3),
+    "step": 120,
+    "steps": 1000,
+    "imagesPerSecond": 4711.4,
+    "eta": "3h12m",
+    "etaSeconds": 11520,
+}
 
 
 @dataclass
@@ -53,3 +83,20 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
     monkeypatch.setattr("dinoctl.cluster.connect.connect", connect)
     return desk
+
+
+def submitted(desk: Desk, name: str = "vitg", **status: Any) -> None:
+    desk.put(DINOJOBS, name, spec=PRETRAIN)
+    if status:
+        desk.status(name, **status)
+
+
+def with_logs(desk: Desk) -> AttemptStore:
+    """A job whose third attempt runs, and has left some lines."""
+    uri = str(desk.root / "models" / "vitg" / "run-0001")
+    submitted(desk, **RUNNING, storage=uri)
+    store = AttemptStore(open_storage(uri), 3)
+    store.write_log("driver", 0, b"driver 1\ndriver 2\n")
+    for rank in range(2):
+        store.write_log(f"rank-{rank:05d}", 0, f"rank {rank}\n".encode())
+    return store

@@ -1,13 +1,17 @@
 """``submit`` and ``diff`` against an API server in memory; the real one is in tests/kube."""
 
 import json
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from cluster_desk import Desk
+from cluster_desk import NS, Desk, attempt
 
 from dinoctl.cluster.errors import Unavailable
 from dinoctl.cluster.resources import DINOJOBS
+from dinoctl.lifecycle import AttemptState
 from dinoctl.spec import names
 
 DIGITS = str(Path(__file__).parents[3] / "jobs" / "digits.yaml")
@@ -17,7 +21,6 @@ STUDENT = (
     HEAD + "metadata: {name: student}\nspec:\n  distill:\n    teacher: {job: teacher}\n"
     "    data: {source: s3://b/d}\n    model: {arch: vit_small}\n"
 )
-NS = ("-n", "team")
 
 
 def test_all_documents_of_a_file_become_jobs_parents_first(desk: Desk) -> None:
@@ -150,6 +153,41 @@ def test_waiting_ends_with_the_jobs_and_says_how(desk: Desk) -> None:
     assert said.code == 1
     assert "teacher: Failed: out of retries" in said.err
     assert "teacher: out of retries" in said.out
+
+
+UNREADABLE = {"type": "Admitted", "status": "False", "reason": "StorageUnreadable", "message": "s3://b: no answer"}
+
+
+@pytest.mark.parametrize(
+    "held",
+    [{"conditions": [UNREADABLE]}, attempt(1, AttemptState.INTENDED)],
+    ids=["before its first attempt", "with an attempt"],
+)
+def test_waiting_goes_on_while_the_operator_tries_again(desk: Desk, held: dict[str, Any]) -> None:
+    file = desk.write(TEACHER)
+    desk.run("submit", file, *NS)
+    desk.status("teacher", state="Blocked", message="s3://b: no answer", observedGeneration=1, **held)
+
+    def go_on() -> None:
+        desk.status("teacher", state="Running", message="at last", conditions=[], **attempt(1))
+        time.sleep(0.3)
+        desk.status("teacher", state="Complete", message="done", **attempt(1, AttemptState.ENDED))
+
+    threading.Timer(0.5, go_on).start()
+    said = desk.run("submit", file, "--wait", *NS)
+    assert said.code == 0, said.err
+    assert "teacher: Blocked: s3://b: no answer" in said.err
+    assert "teacher: Complete: done" in said.err
+
+
+def test_waiting_ends_when_somebody_has_to_act(desk: Desk) -> None:
+    file = desk.write(TEACHER)
+    desk.run("submit", file, *NS)
+    last = attempt(1, AttemptState.ENDED)
+    desk.status("teacher", state="Blocked", message="deactivated in Kueue", observedGeneration=1, **last)
+    said = desk.run("submit", file, "--wait", *NS)
+    assert said.code == 1
+    assert "teacher: deactivated in Kueue" in said.out
 
 
 def test_a_cluster_without_the_definition_is_told_in_one_line(desk: Desk) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from operators import GATED, TRAIN, Operator, settle
 
+from dinoctl.cli.remote.rows import live, settled
 from dinoctl.cluster.resources import CONFIGMAPS, DINOJOBS, EVENTS, LOCAL_QUEUES, RAYJOBS
 from dinoctl.handover.outcome import Outcome
 from dinoctl.spec import names
@@ -111,7 +112,7 @@ def test_a_bad_document_is_told_and_mended(world: World) -> None:
     told = condition(world, "a", "Validated")
     assert (told["status"], told["reason"]) == ("False", "SpecError")
     assert "spec.pretrain.steps" in told["message"]
-    assert world.state("a") == "Blocked"
+    assert (world.state("a"), settled(world.job("a"))) == ("Blocked", True)
     assert "is not valid" in world.job("b")["status"]["message"]
     version = world.job("a")["metadata"]["resourceVersion"]
     rounds(world, operator, 3)
@@ -296,7 +297,7 @@ def test_what_is_not_installed(tmp_path: Path, missing: str) -> None:
     assert told["status"] == "False"
     assert told["reason"] == {"KubeRay": "KubeRayMissing", "Kueue": "KueueMissing", "queue": "QueueMissing"}[missing]
     assert told["message"] == world.job("a")["status"]["message"]
-    assert world.state("a") == "Blocked"
+    assert (world.state("a"), settled(world.job("a")), live(world.job("a"))) == ("Blocked", False, 1)
     assert reasons(world).count(told["reason"]) == 1
     version = world.job("a")["metadata"]["resourceVersion"]
     rounds(world, operator, 3)

@@ -10,6 +10,7 @@ import pytest
 from operators import GATED, TRAIN, Operator, settle
 from test_reconcile import attempts, condition, gone, reasons, rounds
 
+from dinoctl.cli.remote.rows import settled
 from dinoctl.cluster.errors import Forbidden, Unavailable
 from dinoctl.cluster.resources import CONFIGMAPS, DINOJOBS, EVENTS, PODS, RAYJOBS, WORKLOADS
 from dinoctl.cluster.tracking_child import Busy
@@ -48,6 +49,7 @@ def test_a_job_that_cannot_begin_because_of_its_storage_says_so(
     assert (told["status"], told["reason"], told["message"]) == ("False", "StorageUnreadable", "s3://x: no answer")
     assert reasons(world).count("StorageUnreadable") == 1
     assert not world.rayjobs()
+    assert (world.state("a"), settled(world.job("a"))) == ("Blocked", False), "who waits for it, waits on"
     monkeypatch.undo()
     settle(world, operator, "a")
 
@@ -159,7 +161,7 @@ def test_deactivated_in_kueue_it_queues_no_more_until_its_user_wants_it(
         world.preempt(rayjob["metadata"]["name"])
     rounds(world, operator, 40, 30.0)
     assert [one["cause"] for one in attempts(world, "a")] == ["Preempted"]
-    assert world.state("a") == "Blocked"
+    assert (world.state("a"), settled(world.job("a"))) == ("Blocked", True)
     told = "deactivated in Kueue (The workload is deactivated); it queues again after `dinoctl suspend` and"
     assert told in world.job("a")["status"]["message"]
     assert reasons(world).count("Deactivated") == 1

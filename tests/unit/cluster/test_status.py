@@ -26,7 +26,8 @@ from dinoctl.lifecycle import (
     Status,
     Truth,
 )
-from dinoctl.lifecycle.types import Promotion
+from dinoctl.lifecycle.types import Outcome, Promotion
+from dinoctl.spec import names
 
 NOW = 1_800_000_000.0
 
@@ -92,6 +93,15 @@ def test_trouble_is_a_condition_that_keeps_its_time() -> None:
     assert first == later
     assert first["conditions"][0]["reason"] == "SpecError"
     assert (first["state"], first["message"]) == ("Blocked", "spec.pack: no")
+
+
+@pytest.mark.parametrize(
+    ("complete", "reason"), [(True, Reason.FINISHED), (False, Reason.GATE_FAILED), (False, Reason.CANCELLED)]
+)
+def test_a_job_that_has_ended_is_in_one_of_the_states_that_say_so(complete: bool, reason: Reason) -> None:
+    ended = running(attempts=(), outcome=Outcome(complete, reason))
+    assert status_of(Picture(body(), Record(ended), None), NOW)["state"] in names.ENDED_STATES
+    assert status_of(Picture(body(), Record(running()), None), NOW)["state"] not in names.ENDED_STATES
 
 
 def test_long_messages_are_cut() -> None:

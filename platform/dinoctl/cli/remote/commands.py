@@ -16,7 +16,7 @@ from dinoctl.cli.remote.events import events
 from dinoctl.cli.remote.follow import changes, wait
 from dinoctl.cli.remote.machines import Machines
 from dinoctl.cli.remote.report import report
-from dinoctl.cli.remote.rows import ENDED, ended, exit_code, row, state
+from dinoctl.cli.remote.rows import ended, exit_code, row, state
 from dinoctl.cli.remote.show import show
 from dinoctl.cli.remote.submission import Change, Plan, perform, plan
 from dinoctl.cli.remote.target import Cluster, Where, open_cluster, told
@@ -80,7 +80,7 @@ def _wait(cluster: Cluster, changes: Sequence[Change], *, follow: bool) -> int:
     logs = [_echoing(cluster, change) for change in changes if change.goes_on] if follow else []
     jobs = wait(cluster, [change.loaded.name for change in changes])
     until = time.monotonic() + _LAST_LINES_S
-    for log in logs if all(state(job) in ENDED for job in jobs) else ():
+    for log in logs if all(state(job) in names.ENDED_STATES for job in jobs) else ():
         log.join(max(0.0, until - time.monotonic()))
     show([row(job, explain_wait(job, None, time.time())) for job in jobs], Shown.TABLE)
     return exit_code(jobs)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from dinoctl.cli.remote.rows import AT_WORK, ended, state
+from dinoctl.cli.remote.rows import ended, live, state
 from dinoctl.cli.remote.target import Cluster, told
 from dinoctl.cluster.errors import ApiError, Unavailable
 from dinoctl.cluster.protocol import Object
@@ -51,37 +51,43 @@ class Log:
         """As they come, until the attempt has left its outcome, or is over without one: killed, lost, never begun; and
         then for ``late`` seconds more.
         """
-        position, rest, ended = LogPosition(), b"", 0.0
+        ended: float | None = None
+        position, rest = LogPosition(), b""
         while True:
             data, position = self.store.read_log(self.source, position)
             *whole, rest = (rest + data).split(b"\n")
             yield from (line.decode(errors="replace") for line in whole)
-            if not data and (ended or self.store.outcome() is not None or over()):
-                ended = ended or time.monotonic()
-                if time.monotonic() - ended >= late:
+            if not data:
+                gone = self.store.outcome() is not None or over()
+                ended = (ended or time.monotonic()) if gone else None
+                if ended is not None and time.monotonic() - ended >= late:
                     break
             time.sleep(_EVERY_S)
         if rest:
             yield rest.decode(errors="replace")
 
 
-class _Fresh:
-    """Lines of one log from several places, each of which has it from its beginning: those that came already from one
-    are left out of the next. A pod's log has lines of Ray's between them, which storage doesn't have.
+class _Said:
+    """A driver's lines that came from its pod, so that storage, which has them from their beginning, says only the
+    rest. A pod's log has lines of Ray's between them, which storage doesn't have.
     """
 
     def __init__(self) -> None:
-        self._said: Counter[str] = Counter()
+        self._lines: Counter[str] = Counter()
 
-    def lines(self, found: Iterable[str]) -> Iterator[str]:
-        """Those that are new."""
-        known = self._said.copy()
-        for line in found:
-            if known[line] > 0:
-                known[line] -= 1
+    def hear(self, lines: Iterable[str]) -> Iterator[str]:
+        """All of these, and remembers them."""
+        for line in lines:
+            self._lines[line] += 1
+            yield line
+
+    def rest(self, lines: Iterable[str]) -> Iterator[str]:
+        """Those of these that were not heard. Remembers none: a job is followed for weeks."""
+        for line in lines:
+            if self._lines[line] > 0:
+                self._lines[line] -= 1
                 continue
-            known.clear()  # from here on all are
-            self._said[line] += 1
+            self._lines.clear()  # from here on all are new
             yield line
 
 
@@ -176,18 +182,18 @@ def _patiently(cluster: Cluster, name: str) -> Object:
 
 def _follow_attempt(cluster: Cluster, job: Object, source: str, number: int) -> Iterator[str]:
     """The driver's from its pod, as it speaks; when that breaks off, or isn't there yet, from storage."""
-    name, fresh = job["metadata"]["name"], _Fresh()
+    name, said = job["metadata"]["name"], _Said()
     try:
         pod = _submitter(cluster, name, number) if source == DRIVER else None
         if pod is not None:
-            yield from fresh.lines(cluster.api.logs(cluster.namespace, pod["metadata"]["name"], follow=True))
+            yield from said.hear(cluster.api.logs(cluster.namespace, pod["metadata"]["name"], follow=True))
             if _succeeds(cluster, name, number):
                 return
     except ApiError:  # not started yet, just gone, or its node is, or the API server for now
         pass
     log = Log(AttemptStore(open_storage(_storage(job)), number), source, name)
     late = _LATE_S if _number(job) == number and not ended(job) else 0.0
-    yield from fresh.lines(log.follow(lambda: _over(cluster, name, number), late))
+    yield from said.rest(log.follow(lambda: _over(cluster, name, number), late))
 
 
 def _succeeds(cluster: Cluster, name: str, number: int) -> bool:
@@ -209,7 +215,7 @@ def _over(cluster: Cluster, name: str, number: int) -> bool:
         return False
     except UserError:  # deleted
         return True
-    return _number(job) != number or state(job) not in AT_WORK
+    return live(job) != number
 
 
 def _number(job: Object) -> int:

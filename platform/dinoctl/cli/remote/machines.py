@@ -8,6 +8,7 @@ from functools import cached_property
 from dinoctl.cli.remote.rows import state
 from dinoctl.cli.remote.target import Cluster
 from dinoctl.cluster.errors import ApiError
+from dinoctl.cluster.objects import condition
 from dinoctl.cluster.pods import complaint
 from dinoctl.cluster.postmortem.digest import digest_event, time_of
 from dinoctl.cluster.protocol import Object
@@ -65,17 +66,15 @@ def _owned(body: Object, name: str) -> bool:
 
 def _quota(workload: Object | None) -> str:
     """Kueue's own words."""
-    conditions = ((workload or {}).get("status") or {}).get("conditions") or ()
-    for one in conditions:
-        if one.get("type") in ("QuotaReserved", "Admitted") and one.get("status") == "False" and one.get("message"):
-            return f"Kueue: {one['message']}"
-    return ""
+    found = (condition(workload, kind) for kind in ("QuotaReserved", "Admitted"))
+    words = (one["message"] for one in found if one.get("status") == "False" and one.get("message"))
+    return next((f"Kueue: {text}" for text in words), "")
 
 
 def _failure(raycluster: Object) -> str:
     """KubeRay's own words, whose first is the reason again."""
-    for one in (raycluster.get("status") or {}).get("conditions") or ():
-        if one.get("type") == "ReplicaFailure" and one.get("status") == "True":
-            reason, message = str(one.get("reason")), " ".join(str(one.get("message") or "").split())
-            return f"KubeRay: {reason}: {message.removeprefix(reason).strip() or 'no explanation'}"
-    return ""
+    found = condition(raycluster, "ReplicaFailure")
+    if found.get("status") != "True":
+        return ""
+    reason, message = str(found.get("reason")), " ".join(str(found.get("message") or "").split())
+    return f"KubeRay: {reason}: {message.removeprefix(reason).strip() or 'no explanation'}"

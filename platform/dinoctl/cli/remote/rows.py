@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
+from dinoctl.cluster.objects import condition
 from dinoctl.cluster.protocol import Object
+from dinoctl.cluster.record import live_attempt
+from dinoctl.lifecycle import ConditionType
 from dinoctl.spec import names
 from dinoctl.spec.job import STAGES
 
-ENDED = ("Complete", "Failed", "Cancelled")
-AT_WORK = ("Queued", "Starting", "Running", "Stopping", "Unknown", "Deleting")
-"""There is an attempt that has not ended, as far as anybody knows."""
+_UNREADABLE = "StorageUnreadable"
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,26 @@ def settled(job: Object) -> bool:
     """Nothing more happens until somebody acts: ended, suspended, or held up for good; and this isn't what was said of
     an older document, or before a restart that was asked for.
     """
-    return _current(job) and state(job) in (*ENDED, "Suspended", "Blocked") and not restarts(job)
+    at_rest = (*names.ENDED_STATES, "Suspended", *(() if _tried_again(job) else ("Blocked",)))
+    return _current(job) and state(job) in at_rest and not restarts(job)
 
 
 def ended(job: Object) -> bool:
     """No attempt follows."""
-    return state(job) in ENDED and not restarts(job)
+    return state(job) in names.ENDED_STATES and not restarts(job)
+
+
+def live(job: Object) -> int | None:
+    """Number of the attempt that has not ended, as the operator knows it: also of one that is held up."""
+    number: int | None = live_attempt(job.get("status") or {}).get("number")
+    return number
+
+
+def _tried_again(job: Object) -> bool:
+    """The operator tries to start it every now and then: an attempt that it has begun, or the first one, which it
+    begins when storage has said how things stand.
+    """
+    return live(job) is not None or condition(job, ConditionType.ADMITTED).get("reason") == _UNREADABLE
 
 
 def restarts(job: Object) -> bool:
@@ -103,10 +118,9 @@ def restarts(job: Object) -> bool:
 
 def refusal(job: Object) -> str:
     """Why the restart that was asked for is not done."""
-    conditions = (job.get("status") or {}).get("conditions") or ()
-    found = (one for one in conditions if one.get("type") == "Validated" and one.get("status") == "False")
-    refused = next(found, None) if _asked(job) and _current(job) else None
-    return str(refused.get("message") or "its document is not valid") if refused else ""
+    validated = condition(job, ConditionType.VALIDATED)
+    refused = _asked(job) and _current(job) and validated.get("status") == "False"
+    return str(validated.get("message") or "its document is not valid") if refused else ""
 
 
 def _asked(job: Object) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dinoctl.cli.remote.rows import ENDED, ended, state
+from dinoctl.cli.remote.rows import ended, state
 from dinoctl.cli.remote.target import Cluster, told
 from dinoctl.cluster.errors import Invalid, NotFound
 from dinoctl.cluster.protocol import Object
@@ -177,7 +177,7 @@ def _restarted(own: Sequence[LoadedJob], restarts: Collection[str], live: dict[s
         body = live[name]
         if body is None and name in restarts:
             raise UserError(f"--restart {name}: there is no such job on the cluster yet; submit it without --restart")
-        if body is not None and state(body) not in ENDED:
+        if body is not None and state(body) not in names.ENDED_STATES:
             because = "" if name in restarts else ", which descends from a job that is restarted"
             raise UserError(f"--restart: {name}{because} is {state(body)}; dinoctl cancel {name} first")
     return again
