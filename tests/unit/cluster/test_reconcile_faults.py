@@ -19,7 +19,7 @@ from dinoctl.handover.attempts import AttemptStore
 from dinoctl.handover.outcome import Outcome
 from dinoctl.spec import names
 from support.kube.memory import Call
-from support.kube.world import SPACE, Lagging, World
+from support.kube.world import SPACE, Lagging, Live, World
 
 NO_ANSWER = StorageError("s3://x: no answer")
 
@@ -142,6 +142,19 @@ def test_without_kueue_nothing_runs_beside_the_quota(tmp_path: Path) -> None:
     settle(world, operator, "a")
 
 
+def memory(world: World) -> dict[str, Any]:
+    found: dict[str, Any] = world.job("a")["status"]["lifecycle"]["executor"]
+    return found
+
+
+def deactivate(world: World) -> None:
+    """Kueue's word of it, that of the RayJob's suspension not yet."""
+    word = {"type": "Evicted", "status": "True", "reason": "Deactivated", "message": "The workload is deactivated"}
+    (workload,) = world.objects(WORKLOADS)
+    change = {"status": {"conditions": [word]}}
+    world.api.patch(WORKLOADS, SPACE, workload["metadata"]["name"], change, subresource="status")
+
+
 @pytest.mark.parametrize("restart", [False, True])
 @pytest.mark.parametrize("admitted", [False, True])
 def test_deactivated_in_kueue_it_queues_no_more_until_its_user_wants_it(
@@ -151,12 +164,9 @@ def test_deactivated_in_kueue_it_queues_no_more_until_its_user_wants_it(
     world.submit("a", TRAIN)
     operator = Operator(world)
     rounds(world, operator, 8)
-    (rayjob,) = world.rayjobs()
-    word = {"type": "Evicted", "status": "True", "reason": "Deactivated", "message": "The workload is deactivated"}
-    change, workload = {"status": {"conditions": [word]}}, f"rayjob-{rayjob['metadata']['name']}"
-    world.api.patch(WORKLOADS, SPACE, workload, change, subresource="status")
+    deactivate(world)
     if admitted:
-        world.preempt(rayjob["metadata"]["name"])
+        world.preempt(world.rayjobs()[0]["metadata"]["name"])
     rounds(world, operator, 40, 30.0)
     assert [one["cause"] for one in attempts(world, "a")] == ["Preempted"]
     assert world.state("a") == "Blocked"
@@ -173,6 +183,49 @@ def test_deactivated_in_kueue_it_queues_no_more_until_its_user_wants_it(
         world.edit("a", {"suspend": False})
     settle(world, operator, "a")
     assert condition(world, "a", "Admitted")["reason"] != "Deactivated"
+
+
+@pytest.mark.parametrize("first", ["deactivated", "suspended"])
+def test_one_of_two_watches_is_late_with_a_deactivation(tmp_path: Path, first: str) -> None:
+    """Those of Workloads and of RayJobs; or it comes while the pods of a job save that was only preempted."""
+    world = World(tmp_path, queue="gpus", steps=1000, saves=5)
+    world.submit("a", TRAIN)
+    operator = Operator(world)
+    rounds(world, operator, 8)
+    view = operator.view
+    late = view.workloads if first == "suspended" else view.rayjobs
+    late.freeze()
+    deactivate(world)
+    world.preempt(world.rayjobs()[0]["metadata"]["name"])
+    seen = Live(world.server)
+    seen.workloads.freeze()
+    operator.look()
+    taken = {"attempt": 1, "message": "Kueue suspended it"}
+    assert memory(world).get("preempted") == (taken if first == "suspended" else None)
+    view.rayjobs.held, view.workloads.held = None, seen.workloads.held
+    operator.look()
+    told = "The workload is deactivated"
+    assert (memory(world)["deactivated"], memory(world)["preempted"]["message"]) == (told, told)
+    view.workloads.held = {}
+    rounds(world, operator, 40, 30.0)
+    assert [one["cause"] for one in attempts(world, "a")] == ["Preempted"]
+    assert world.state("a") == "Blocked"
+
+
+def test_resumed_while_the_pods_of_a_deactivated_attempt_save_it_queues(tmp_path: Path) -> None:
+    world = World(tmp_path, queue="gpus", steps=1000, saves=5)
+    world.submit("a", TRAIN)
+    operator = Operator(world)
+    rounds(world, operator, 8)
+    deactivate(world)
+    world.preempt(world.rayjobs()[0]["metadata"]["name"])
+    for suspend in (True, False):
+        world.edit("a", {"suspend": suspend})
+        rounds(world, operator, 1)
+    assert [one["number"] for one in attempts(world, "a")] == [1]
+    rounds(world, operator, 20, 30.0)
+    assert attempts(world, "a")[-1]["number"] == 2
+    assert world.state("a") == "Running"
 
 
 def test_overtaken_by_a_better_model_it_is_not_promoted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
