@@ -219,6 +219,7 @@ def test_resumed_while_the_pods_of_a_deactivated_attempt_save_it_queues(tmp_path
     rounds(world, operator, 8)
     deactivate(world)
     world.preempt(world.rayjobs()[0]["metadata"]["name"])
+    operator.view.workloads.freeze()  # Kueue's word is still there
     for suspend in (True, False):
         world.edit("a", {"suspend": suspend})
         rounds(world, operator, 1)
@@ -226,6 +227,7 @@ def test_resumed_while_the_pods_of_a_deactivated_attempt_save_it_queues(tmp_path
     rounds(world, operator, 20, 30.0)
     assert attempts(world, "a")[-1]["number"] == 2
     assert world.state("a") == "Running"
+    assert "deactivated" not in memory(world)
 
 
 def test_overtaken_by_a_better_model_it_is_not_promoted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
