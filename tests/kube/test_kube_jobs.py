@@ -236,4 +236,4 @@ def test_namespace_deleted_in_mid_run(api: ApiServer, world: RealWorld, run: Any
         run(token, "two", home=home)
     until(world, lambda: gone(world, "a"))
     until(world, lambda: not world.objects(RAYJOBS))
-    until(world, lambda: world.space not in api.kubectl("get", "namespaces", "-o", "name").split("/"), 60)
+    until(world, lambda: f"namespace/{world.space}" not in api.kubectl("get", "namespaces", "-o", "name").split(), 60)

@@ -214,7 +214,7 @@ class _Follower:
             except ApiError as error:
                 if str(error) != self.trouble:
                     _log.warning("%s", error, extra={"reason": "WatchFailed"})
-                self.trouble, self.refused = str(error), isinstance(error, Forbidden)
+                self.trouble, self.refused = str(error), isinstance(error, Forbidden) and error.refused
                 self._again("error", self._delay())
             except Exception as error:  # a bug in a handler must not end the watch unseen
                 _log.exception("a change of %s could not be handled", self.cache.resource.plural)

@@ -44,7 +44,12 @@ class Invalid(ApiError):
 
 
 class Forbidden(ApiError):
-    """Not allowed, by RBAC, quota or admission; or not logged in."""
+    """Not allowed, by RBAC, quota or admission; or not logged in: ``refused`` tells them apart."""
+
+    @property
+    def refused(self) -> bool:
+        """The API server knows who asks, and says no. Credentials that have expired say nothing of anybody's rights."""
+        return self.status == 403
 
 
 class Gone(ApiError):

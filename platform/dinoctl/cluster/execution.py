@@ -56,12 +56,18 @@ def execution(
     if over := _over(rayjob, outcome):
         return seen(*over)
     status: Mapping[str, Any] = rayjob.get("status") or {}
+    waited = now - asked_at(rayjob, workload, attempt)
     if rayjob["spec"].get("suspend"):
-        return seen(Phase.PENDING, message=_queued(workload) or _unnoticed("Kueue", now - attempt.intended_at))
+        return seen(Phase.PENDING, message=_queued(workload) or _unnoticed("Kueue", waited))
     if status.get("jobDeploymentStatus") in _AT_WORK:
         return seen(Phase.RUNNING, message=complaint(pods))
+    return seen(Phase.PENDING, message=_unnoticed("KubeRay", waited))
+
+
+def asked_at(rayjob: Object, workload: Object | None, attempt: Attempt) -> float:
+    """Since when a controller ought to look at it: Kueue at once, KubeRay as soon as Kueue has let it go."""
     admitted = seconds(condition(workload, "Admitted").get("lastTransitionTime"))
-    return seen(Phase.PENDING, message=_unnoticed("KubeRay", now - (admitted or attempt.intended_at)))
+    return attempt.intended_at if rayjob["spec"].get("suspend") or admitted is None else admitted
 
 
 def took_machines(rayjob: Object | None, workload: Object | None, attempt: Attempt) -> bool:
@@ -86,7 +92,7 @@ def finished(rayjob: Object) -> bool:
 def eviction(workload: Object | None) -> str:
     """Why Kueue took the machines."""
     evicted = condition(workload, "Evicted")
-    return str(evicted.get("message") or "Kueue suspended it")
+    return str(evicted.get("message") or evicted.get("reason") or "Kueue suspended it")
 
 
 def deactivated(workload: Object | None) -> bool:

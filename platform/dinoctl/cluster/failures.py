@@ -39,7 +39,13 @@ def blame(before: Record, after: Record, look: Look, pods: int | None) -> Record
     if places:
         needed = math.ceil(needed * len(set(places)) / len(places))  # as close together as they are
     after = replace(after, nodes=tuple(sorted(seen)[: needed + _MOST_EXCLUDED]))
-    return replace(after, excluded=_excluded(after.strikes, seen, needed)) if done else after
+    if not done:
+        return after
+    excluded = _excluded(after.strikes, seen, needed)
+    if not places:  # how many pods share a node is unknown, so too much may seem needed
+        kept = tuple(node for node in after.excluded if after.strikes.get(node, 0) >= _STRIKES)
+        excluded = max(kept, excluded, key=len)
+    return replace(after, excluded=excluded)
 
 
 def _forgiven(before: Record, after: Record, attempt: Attempt) -> Record:

@@ -46,7 +46,7 @@ def powerless(body: Object, error: ApiError) -> bool:
     """The job goes with its namespace, and the operator's rights there went first: whatever the refused request was
     about goes too, by itself.
     """
-    return deleting(body) and isinstance(error, Forbidden) and error.status == 403
+    return deleting(body) and isinstance(error, Forbidden) and error.refused
 
 
 def put(api: Api, view: View, body: Object) -> Object:

@@ -13,7 +13,7 @@ from typing import Any
 from dinoctl.cluster.bounded import Bounded
 from dinoctl.cluster.edited import edited
 from dinoctl.cluster.errors import ApiError, NotFound
-from dinoctl.cluster.execution import deactivated, eviction, execution, finished, took_machines
+from dinoctl.cluster.execution import asked_at, deactivated, eviction, execution, finished, took_machines
 from dinoctl.cluster.finalizer import powerless
 from dinoctl.cluster.objects import Key, attempt_of, deleting, key_of, owned_by, uid_of
 from dinoctl.cluster.protocol import Api, Object
@@ -42,14 +42,15 @@ UNREADABLE = (StorageError, TrackingProblem, ValueError, TypeError, KeyError)
 @dataclass(frozen=True)
 class Look:
     """What was seen, and with it what the lifecycle has no use for. ``rayjob``, ``pods``, ``outcome``: of the live
-    attempt. ``took``: Kueue has just taken its machines, and why; ``deactivated``: for good. ``unreadable``: why
-    results are unknown.
+    attempt. ``asked_at``: since when a controller ought to look at it. ``took``: Kueue has just taken its machines, and
+    why; ``deactivated``: it may queue no more. ``unreadable``: why results are unknown.
     """
 
     observed: Observed = Observed()  # noqa: RUF009 - frozen
     rayjob: Object | None = None
     pods: Sequence[Object] = ()
     outcome: Outcome | None = None
+    asked_at: float | None = None
     took: bool = False
     eviction: str = ""
     deactivated: bool = False
@@ -127,9 +128,9 @@ class Eyes:
                 return replace(look, observed=Observed(executions=(unknown,)), unreadable=str(error))
             rayjob, watched = None, False
         pods = [pod for pod in self.view.pods.of(*key) if attempt_of(pod) == live.number and (watched or deleting(pod))]
-        workload = _workload(self.view.workloads.of(key.namespace, rayjob["metadata"]["name"])) if rayjob else None
-        took = took_machines(rayjob, workload, live)
         on_record = record.preempted and record.preempted.attempt == live.number and record.preempted.message
+        workload = self._workload(body, live) if rayjob or on_record else None
+        took = took_machines(rayjob, workload, live)
         outcome = None
         if rayjob is None or took or on_record or finished(rayjob):
             try:
@@ -147,16 +148,16 @@ class Eyes:
             rayjob=rayjob,
             pods=pods,
             outcome=outcome,
+            asked_at=asked_at(rayjob, workload, live) if rayjob else None,
             took=took,
             eviction=eviction(workload),
-            deactivated=took and deactivated(workload),
+            deactivated=deactivated(workload),
             edited=changed,
         )
 
     def _rayjob(self, body: Object, live: Attempt) -> Object | None:
         """Of a job that is going the server is asked: where its namespace goes too, nothing may be watched any more."""
-        name = names.rayjob_name(body["metadata"]["name"], live.spec_hash, live.number)
-        namespace = body["metadata"]["namespace"]
+        namespace, name = _rayjob_key(body, live)
         found = self.view.rayjobs.get(namespace, name)
         if found is None or deleting(body):
             try:
@@ -164,6 +165,11 @@ class Eyes:
             except NotFound:
                 return None
         return found if owned_by(found, uid_of(body)) else None
+
+    def _workload(self, body: Object, live: Attempt) -> Object | None:
+        """Kueue's. Of a RayJob that had several, the newest."""
+        found = self.view.workloads.of(*_rayjob_key(body, live))
+        return max(found, key=lambda one: str(one["metadata"].get("creationTimestamp")), default=None)
 
     def _others(self, body: Object, live: Attempt | None, now: float) -> list[Execution]:
         """RayJobs beside the live attempt's. One that is going already is no stray any more."""
@@ -229,9 +235,9 @@ def _told(error: Exception) -> str:
     return str(error) if isinstance(error, EnvironmentProblem | UserError) else f"{type(error).__name__}: {error}"
 
 
-def _workload(found: Sequence[Object]) -> Object | None:
-    """Of a RayJob that had several, the newest."""
-    return max(found, key=lambda one: str(one["metadata"].get("creationTimestamp")), default=None)
+def _rayjob_key(body: Object, live: Attempt) -> Key:
+    metadata = body["metadata"]
+    return Key(metadata["namespace"], names.rayjob_name(metadata["name"], live.spec_hash, live.number))
 
 
 def _progress(report: Mapping[str, Any], live: Attempt | None) -> Progress | None:

@@ -11,7 +11,7 @@ from dinoctl.cluster.record import Preempted, Record
 from dinoctl.cluster.status import Trouble
 from dinoctl.cluster.view import View
 from dinoctl.cluster.wishes import Wishes
-from dinoctl.lifecycle import ConditionType, Phase, Status
+from dinoctl.lifecycle import Attempt, AttemptState, ConditionType, Phase, Status
 
 _HELD = ("KubeRayMissing", "KueueMissing", "QueueMissing", "NameTaken", "RayJobRefused", "Refused", "StorageUnreadable")
 _STARTED_S = 60.0
@@ -26,12 +26,23 @@ def remember(
     if status.began_at is not None and not record.begun:
         parents = [pin.name for pin in status.parents]
         after = replace(after, outputs=outputs_of(view, namespace, parents))
-    if look.took and live and not (after.preempted and after.preempted.attempt == live.number):
-        after = replace(after, preempted=Preempted(live.number, look.eviction))
-        after = replace(after, deactivated=look.eviction if look.deactivated else "")
+    if live:
+        after = _evicted(after, live, look)
     if wishes.suspend:
         after = replace(after, deactivated="")
     return blame(before, after, look, wishes.pods)
+
+
+def _evicted(after: Record, live: Attempt, look: Look) -> Record:
+    """Workloads come by another watch than RayJobs: that the machines are taken may be known before it is known why,
+    and that it is for good. Of an attempt that is being stopped it doesn't matter any more: its job is suspended, which
+    lets it queue again, or restarted.
+    """
+    on_record = after.preempted is not None and after.preempted.attempt == live.number
+    for_good = look.deactivated and live.state is not AttemptState.STOPPING
+    if (look.took and not on_record) or (on_record and for_good):
+        after = replace(after, preempted=Preempted(live.number, look.eviction))
+    return replace(after, deactivated=look.eviction) if for_good else after
 
 
 def held(body: Object) -> Trouble | None:

@@ -94,7 +94,7 @@ class Round:
         if any(isinstance(action, StartAttempt) for action in effects):
             self._trouble = self._trouble or held(self._body)
             self._body = finalizer.put(self._tools.api, self._tools.view, self._body)
-        self._save(after, lazily=not (effects or took))
+        self._save(after, lazily=not (effects or took or after.deactivated != before.deactivated))
         waits = [wait for action in effects if (wait := self._act(action)) is not None]
         if took and after.preempted:  # before Kueue admits it again: an attempt runs once
             self._confirm()

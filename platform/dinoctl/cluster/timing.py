@@ -32,8 +32,8 @@ def next_look(job: Job, status: Status | None, look: Look, now: float, longest: 
     if live is not None and live.state is AttemptState.STOPPING and live.stop_at is not None:
         forced = live.stop_at + job.patience.force_s - now
         waits.append(forced if forced > 0 else _UNKNOWN_S)
-    if live is not None and execution is not None and execution.phase is Phase.PENDING:
-        silent = live.intended_at + NOTICED_S - now
+    if execution is not None and execution.phase is Phase.PENDING and look.asked_at is not None:
+        silent = look.asked_at + NOTICED_S - now
         waits += [silent + _SOON_S] if silent >= 0 else []
     if execution is not None and execution.phase is Phase.UNKNOWN:
         waits.append(_UNKNOWN_S)

@@ -5,10 +5,10 @@ from typing import Any
 
 from dinoctl.cluster.errors import ApiError
 from dinoctl.cluster.reconcile import Reconciler
-from dinoctl.cluster.resources import DINOJOBS
+from dinoctl.cluster.resources import DINOJOBS, EVENTS
 from dinoctl.spec.profile import OperatorConfig
 from support.kube.memory import Call, MemoryApi
-from support.kube.world import Live, World
+from support.kube.world import SPACE, Live, World
 
 TRAIN: dict[str, Any] = {
     "pretrain": {
@@ -20,6 +20,11 @@ TRAIN: dict[str, Any] = {
     "compute": {"gpusPerWorker": 0, "engine": {"name": "ddp"}, "precision": "fp32"},
 }
 GATED = {**TRAIN, "gate": {"min": 0.5, "dataset": "s3://bucket/digits", "promote": {"model": "digits"}}}
+
+HIGH: dict[str, Any] = {
+    "highres": {"from": {"job": "a"}, "steps": 10, "data": {"source": "s3://bucket/digits"}},
+    "compute": TRAIN["compute"],
+}
 
 
 class Operator:
@@ -68,3 +73,39 @@ def settle(
             return
         world.tick()
     raise AssertionError({name: world.job(name).get("status") for name in names})
+
+
+def rounds(world: World, operator: Operator, count: int, seconds: float = 5.0) -> None:
+    for _ in range(count):
+        operator.look()
+        world.tick(seconds)
+
+
+def condition(world: World, name: str, kind: str) -> dict[str, Any]:
+    return next(one for one in world.job(name)["status"]["conditions"] if one["type"] == kind)
+
+
+def reasons(world: World) -> list[str]:
+    return [body["reason"] for key, body in world.server.objects.items() if key[0] == EVENTS]
+
+
+def attempts(world: World, name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = world.job(name)["status"]["lifecycle"]["attempts"]
+    return found
+
+
+def gone(world: World, name: str = "a") -> bool:
+    return (DINOJOBS, SPACE, name) not in world.server.objects
+
+
+def begun(
+    world: World,
+    count: int = 0,
+    spec: dict[str, Any] = TRAIN,
+    hook: Callable[[Call], None] | None = None,
+) -> Operator:
+    """An operator that has had the job ``a`` for some rounds."""
+    world.submit("a", spec)
+    operator = Operator(world, hook)
+    rounds(world, operator, count)
+    return operator

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from operators import TRAIN, Operator, settle
-from test_reconcile import attempts, rounds
+from operators import TRAIN, Operator, attempts, rounds, settle
 
 from dinoctl.cluster.clock import DOUBT_S, Clock
 from dinoctl.cluster.resources import PODS

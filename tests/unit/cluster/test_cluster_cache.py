@@ -9,7 +9,7 @@ import pytest
 
 from dinoctl.cluster import projections
 from dinoctl.cluster.cache import Cache
-from dinoctl.cluster.errors import Unavailable
+from dinoctl.cluster.errors import ApiError, Unavailable, error_of
 from dinoctl.cluster.protocol import Object
 from dinoctl.cluster.resources import CONFIGMAPS
 from dinoctl.spec import names
@@ -30,6 +30,7 @@ class Setup:
         self.api = MemoryApi(self.server)
         self.calls: Counter[str] = Counter()
         self.fail: set[str] = set()
+        self.error: ApiError = Unavailable("", "on purpose")
         self.seen: list[tuple[str, str]] = []
         self.reasons: Counter[str] = Counter()
         client = MemoryApi(self.server, self._hook)
@@ -48,7 +49,7 @@ class Setup:
         if call.when == "before":
             self.calls[call.verb] += 1
             if call.verb in self.fail:
-                raise Unavailable(call.verb, "on purpose")
+                raise self.error
 
     def _changed(self, body: Object) -> None:
         self.seen.append((body["metadata"]["name"], (body.get("data") or {}).get("n", "")))
@@ -182,6 +183,16 @@ def test_a_server_that_is_down_at_the_start(setup) -> None:
     assert "on purpose" in setup.cache.trouble
     setup.fail.clear()
     eventually(setup.holds("one", "1"))
+
+
+@pytest.mark.parametrize(("status", "refused"), [(403, True), (401, False), (500, False)])
+def test_only_who_is_known_is_refused(setup, status: int, refused: bool) -> None:
+    """The credentials of one who is not may have expired."""
+    setup.error = error_of("list ConfigMaps", status, {"message": "no"})
+    setup.fail.add("list")
+    setup.cache.start()
+    eventually(lambda: setup.calls["list"] > 3)
+    assert setup.cache.unlisted == {SPACE: refused, "other": refused}
 
 
 def test_an_own_write_is_read_back_at_once_and_its_echo_is_no_event(setup) -> None:

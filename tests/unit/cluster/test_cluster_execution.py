@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dinoctl.cluster.execution import execution, took_machines
+from dinoctl.cluster.execution import asked_at, execution, took_machines
 from dinoctl.cluster.pods import alive, complaint, suspect
 from dinoctl.handover.outcome import Outcome
 from dinoctl.lifecycle import Attempt, AttemptState, Cause, Phase
@@ -38,6 +38,8 @@ def workload(kind: str, status: str, message: str) -> Any:
 
 WAITS = workload("QuotaReserved", "False", "insufficient quota")
 EVICTED = workload("Evicted", "True", "Preempted to accommodate a higher priority Workload")
+ADMITTED = workload("Admitted", "True", "The workload is admitted")
+ADMITTED["status"]["conditions"][0]["lastTransitionTime"] = "2027-01-15T08:09:00Z"
 STOPPED = Outcome(3, "stopped", "Preempted", "preempted; step 7 committed")
 FENCED = Outcome(3, "failed", "Stopped", "attempt 3 was replaced by attempt 4")
 BUG = Outcome(3, "failed", "Application", "ValueError: no")
@@ -89,6 +91,24 @@ def test_what_is_seen(
     seen = execution(ray, load, pods, outcome, attempt(started=started), NOW)
     assert (seen.attempt, seen.phase, seen.cause) == (3, phase, cause)
     assert message in seen.message
+
+
+@pytest.mark.parametrize(
+    ("suspend", "load", "since"),
+    [
+        (True, WAITS, NOW - 60),
+        (True, ADMITTED, NOW - 60),  # it waits again
+        (False, ADMITTED, NOW + 540),
+        (False, None, NOW - 60),
+    ],
+)
+def test_who_ought_to_look_at_it_has_a_minute(suspend: bool, load: Any, since: float) -> None:
+    fresh = rayjob(suspend=suspend)
+    assert asked_at(fresh, load, attempt()) == since
+    for waited, late in ((60.0, False), (61.0, True)):
+        seen = execution(fresh, None if suspend else load, [], None, attempt(), since + waited)
+        who = "Kueue" if suspend else "KubeRay"
+        assert seen.message == f"{who} has not looked at it yet" + ("; does its controller run?" if late else "")
 
 
 def test_a_preemption_on_record_outlives_its_rayjob() -> None:

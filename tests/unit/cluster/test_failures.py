@@ -68,6 +68,15 @@ def test_pods_that_are_gone_already_leave_no_smaller_need() -> None:
     assert end(ONCE, Cause.INFRASTRUCTURE, "n07", on=[], workers=32).excluded == ()
 
 
+@pytest.mark.parametrize(("trained", "excluded"), [(False, ("n00",)), (True, ())])
+def test_what_is_avoided_stays_so_when_an_attempt_leaves_no_pods(trained: bool, excluded: tuple[str, ...]) -> None:
+    """Sixteen pods, eight a node: that is forgotten with them."""
+    record = Record(strikes={"n00": 2}, excluded=("n00",), nodes=("n00", "n01", "n02"))
+    assert end(record, Cause.PREEMPTED, on=[], workers=16, trained=trained).excluded == excluded
+    fourth = Record(strikes={"n00": 2, "n01": 1}, excluded=("n00",), nodes=("n00", "n01", "n02", "n03"))
+    assert end(fourth, Cause.INFRASTRUCTURE, "n01", on=[], workers=2).excluded == ("n00", "n01")
+
+
 def test_a_node_without_ranks_is_no_place_for_them() -> None:
     """The submitter's, and the head's."""
     record = Record(strikes={"n00": 1})

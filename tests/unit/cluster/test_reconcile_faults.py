@@ -3,16 +3,14 @@
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from operators import GATED, TRAIN, Operator, settle
-from test_reconcile import attempts, condition, gone, reasons, rounds
+from operators import GATED, TRAIN, Operator, attempts, begun, condition, reasons, rounds, settle
 
 from dinoctl.cli.remote.rows import settled
-from dinoctl.cluster.errors import Forbidden, Unavailable
-from dinoctl.cluster.resources import CONFIGMAPS, DINOJOBS, EVENTS, PODS, RAYJOBS, WORKLOADS
+from dinoctl.cluster.errors import Forbidden
+from dinoctl.cluster.resources import CONFIGMAPS, EVENTS, RAYJOBS
 from dinoctl.cluster.tracking_child import Busy
 from dinoctl.data.errors import StorageError
 from dinoctl.data.storage import open_storage
@@ -23,11 +21,6 @@ from support.kube.memory import Call
 from support.kube.world import SPACE, Lagging, World
 
 NO_ANSWER = StorageError("s3://x: no answer")
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
 
 
 def raising(error: Exception) -> Callable[..., Any]:
@@ -42,9 +35,7 @@ def test_a_job_that_cannot_begin_because_of_its_storage_says_so(
     world: World, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     monkeypatch.setattr(f"dinoctl.cluster.{where}", raising(NO_ANSWER))
-    world.submit("a", TRAIN)
-    operator = Operator(world)
-    rounds(world, operator, 3)
+    operator = begun(world, 3)
     told = condition(world, "a", "Admitted")
     assert (told["status"], told["reason"], told["message"]) == ("False", "StorageUnreadable", "s3://x: no answer")
     assert reasons(world).count("StorageUnreadable") == 1
@@ -67,9 +58,7 @@ def test_results_that_cannot_be_read_decide_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch, where: str, error: Exception, told: str
 ) -> None:
     """The storage is down, or somebody has damaged a file in it."""
-    world.submit("a", TRAIN)
-    operator = Operator(world)
-    rounds(world, operator, 4)
+    operator = begun(world, 4)
     if where == "outcome":
         monkeypatch.setattr(AttemptStore, "outcome", raising(error))
     else:
@@ -85,9 +74,7 @@ def test_results_that_cannot_be_read_decide_nothing(
 
 def test_maps_deleted_under_a_running_attempt_are_made_again(world: World) -> None:
     world.steps = 60
-    world.submit("a", TRAIN)
-    operator = Operator(world)
-    rounds(world, operator, 8)
+    operator = begun(world, 8)
     before = world.job("a")["status"]["step"]
     world.api.delete(CONFIGMAPS, SPACE, names.progress_name("a"))
     rounds(world, operator, 10)
@@ -97,9 +84,7 @@ def test_maps_deleted_under_a_running_attempt_are_made_again(world: World) -> No
 
 
 def test_a_document_deleted_before_its_pods_have_read_it_is_made_again(world: World) -> None:
-    world.submit("a", TRAIN)
-    operator = Operator(world)
-    rounds(world, operator, 2)
+    operator = begun(world, 2)
     (rayjob,) = world.rayjobs()
     world.api.delete(CONFIGMAPS, SPACE, rayjob["metadata"]["name"])
     rounds(world, operator, 5, 10.0)
@@ -109,82 +94,13 @@ def test_a_document_deleted_before_its_pods_have_read_it_is_made_again(world: Wo
     assert [one["number"] for one in attempts(world, "a")] == [1]
 
 
-def test_a_webhook_that_nobody_serves_is_told(world: World) -> None:
-    """Kueue is gone, its webhook configuration isn't."""
-    down = [True]
-
-    def hook(call: Call) -> None:
-        if down[0] and (call.resource, call.verb, call.when) == (RAYJOBS, "create", "before"):
-            text = 'failed calling webhook "mrayjob.kb.io": connection refused'
-            raise Unavailable("create RayJob", text, 500, "InternalError")
-
-    world.submit("a", TRAIN)
-    operator = Operator(world, hook)
-    rounds(world, operator, 3)
-    told = condition(world, "a", "Admitted")
-    assert (told["status"], told["reason"]) == ("False", "RayJobRefused")
-    assert "do Kueue and KubeRay run?" in told["message"]
-    assert not operator.errors
-    down[0] = False
-    settle(world, operator, "a")
-
-
-def test_without_kueue_nothing_runs_beside_the_quota(tmp_path: Path) -> None:
-    """Its definitions are installed, and neither webhook nor controller runs."""
-    world = World(tmp_path, queue="gpus", kueue=False)
-    world.submit("a", TRAIN)
-    operator = Operator(world)
-    rounds(world, operator, 6)
-    assert world.job("a")["status"]["message"] == "attempt 1 is queued: Kueue has not looked at it yet"
-    rounds(world, operator, 10)
-    told = "attempt 1 is queued: Kueue has not looked at it yet; does its controller run?"
-    assert (world.state("a"), world.job("a")["status"]["message"]) == ("Queued", told)
-    assert not world.objects(PODS)
-    world.kueue = True
-    settle(world, operator, "a")
-
-
-@pytest.mark.parametrize("restart", [False, True])
-@pytest.mark.parametrize("admitted", [False, True])
-def test_deactivated_in_kueue_it_queues_no_more_until_its_user_wants_it(
-    tmp_path: Path, admitted: bool, restart: bool
-) -> None:
-    world = World(tmp_path, queue="gpus", steps=1000, admit=admitted)
-    world.submit("a", TRAIN)
-    operator = Operator(world)
-    rounds(world, operator, 8)
-    (rayjob,) = world.rayjobs()
-    word = {"type": "Evicted", "status": "True", "reason": "Deactivated", "message": "The workload is deactivated"}
-    change, workload = {"status": {"conditions": [word]}}, f"rayjob-{rayjob['metadata']['name']}"
-    world.api.patch(WORKLOADS, SPACE, workload, change, subresource="status")
-    if admitted:
-        world.preempt(rayjob["metadata"]["name"])
-    rounds(world, operator, 40, 30.0)
-    assert [one["cause"] for one in attempts(world, "a")] == ["Preempted"]
-    assert (world.state("a"), settled(world.job("a"))) == ("Blocked", True)
-    told = "deactivated in Kueue (The workload is deactivated); it queues again after `dinoctl suspend` and"
-    assert told in world.job("a")["status"]["message"]
-    assert reasons(world).count("Deactivated") == 1
-    world.admit, world.steps = True, 3
-    if restart:
-        world.edit("a", restart="1")
-    else:
-        world.edit("a", {"suspend": True})
-        rounds(world, operator, 2)
-        assert world.state("a") == "Suspended"
-        world.edit("a", {"suspend": False})
-    settle(world, operator, "a")
-    assert condition(world, "a", "Admitted")["reason"] != "Deactivated"
-
-
 def test_overtaken_by_a_better_model_it_is_not_promoted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Judged good while the tracking server was down; when it is back, another one is champion."""
     why = "not registered, the gate refused: knn_top1 0.6 < 0.9 of champion version 2 less the margin 0.01"
     monkeypatch.setattr(
         world.registry, "promote", lambda *_: {"promotion": None, "refused": why, "runId": "run-1"}, raising=False
     )
-    world.submit("a", GATED)
-    operator = Operator(world)
+    operator = begun(world, spec=GATED)
     settle(world, operator, "a", ends=("Failed",))
     told = condition(world, "a", "Failed")
     assert (told["reason"], told["message"]) == ("GateFailed", why)
@@ -201,8 +117,7 @@ def test_many_that_want_the_tracking_server_take_turns(world: World, monkeypatch
         return promote(*arguments)
 
     monkeypatch.setattr(world.registry, "promote", busy)
-    world.submit("a", GATED)
-    operator = Operator(world)
+    operator = begun(world, spec=GATED)
     settle(world, operator, "a")
     assert not refusals
     assert "TrackingUnavailable" not in reasons(world)
@@ -221,8 +136,7 @@ def test_a_bundle_is_tried_again_when_the_storage_is_back(world: World, monkeypa
 
     monkeypatch.setattr(reports, "write_bundle", down_at_first)
     world.fail = {1: Outcome(1, "failed", "Infrastructure", "node lost")}
-    world.submit("a", TRAIN)
-    operator = Operator(world)
+    operator = begun(world)
     monkeypatch.setattr(operator.reconciler._tools.reports, "_clock", lambda: now[0])
     settle(world, operator, "a")
     until(lambda: bool(tries))
@@ -247,39 +161,6 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("restarted", [False, True])
-def test_a_namespace_takes_the_operators_rights_with_it(world: World, restarted: bool) -> None:
-    """Only DinoJobs may be read and patched any more; all watches have ended before the pods did."""
-    refused: list[str] = []
-
-    def hook(call: Call) -> None:
-        if world.server.terminating and call.resource != DINOJOBS:
-            refused.append(f"{call.verb} {call.resource.kind}")
-            raise Forbidden(refused[-1], "is forbidden", 403, "Forbidden")
-
-    world.steps = 1000
-    world.submit("a", TRAIN)
-    view = Lagging(world.server)
-    view.catch_up()
-    view.jobs.held = None
-    operator = Operator(world, hook, view)
-    for _ in range(6):
-        operator.look()
-        world.tick()
-        view.catch_up()
-        view.jobs.held = None
-    assert world.state("a") == "Running"
-    world.server.end_namespace(SPACE)
-    if restarted:
-        operator = Operator(world, hook, view)
-    rounds(world, operator, 4)
-    assert gone(world)
-    assert not operator.errors
-    assert list(world.registry.runs.values()) == ["FAILED"]
-    assert not [one for one in world.objects(EVENTS) if one["type"] == "Warning"]
-    assert "get RayJob" in refused
-
-
 def test_a_refusal_is_no_sign_that_a_jobs_work_is_gone(world: World) -> None:
     """While nobody deletes it."""
     down: list[bool] = []
@@ -301,37 +182,6 @@ def test_a_refusal_is_no_sign_that_a_jobs_work_is_gone(world: World) -> None:
     assert world.state("a") == "Unknown"
 
 
-def test_nothing_is_remembered_of_jobs_that_are_gone(world: World) -> None:
-    world.submit("a", TRAIN)
-    world.submit("b", {**TRAIN, "pretrain": {**TRAIN["pretrain"], "data": {"job": "a"}}})
-    operator = Operator(world)
-    settle(world, operator, "a")
-    assert operator.reconciler._tools.eyes._known
-    for name in ("a", "b"):
-        world.api.delete(DINOJOBS, SPACE, name)
-    rounds(world, operator, 5)
-    for name in ("a", "b"):
-        assert gone(world, name)
-        operator.reconciler.reconcile((SPACE, name))
-    assert not operator.reconciler._tools.eyes._known
-    assert not operator.reconciler._kin._children
-
-
-def test_a_job_with_an_unreadable_status_can_be_abandoned(world: World) -> None:
-    world.steps = 30
-    world.submit("a", TRAIN)
-    operator = Operator(world)
-    rounds(world, operator, 5)
-    world.api.patch(DINOJOBS, SPACE, "a", {"status": {"lifecycle": {"version": 99}}}, subresource="status")
-    world.api.delete(DINOJOBS, SPACE, "a")
-    rounds(world, operator, 2)
-    assert not gone(world)
-    assert any("dinoctl.io/abandon=true" in one["message"] for one in world.objects(EVENTS))
-    world.edit("a", abandon="true")
-    operator.look()
-    assert gone(world)
-
-
 @pytest.mark.parametrize("head", ["only", "cpu"])
 def test_the_only_node_for_ranks_is_never_excluded(world: World, head: str) -> None:
     """A head's node may have no GPUs."""
@@ -341,3 +191,44 @@ def test_the_only_node_for_ranks_is_never_excluded(world: World, head: str) -> N
     settle(world, Operator(world), "a")
     assert world.job("a")["status"]["strikes"] == {"only": 2}
     assert "excludedNodes" not in world.job("a")["status"]
+
+
+def test_a_deleted_rayjob_is_an_infrastructure_failure(world: World) -> None:
+    world.steps, world.saves = 30, 0
+    operator = begun(world, 5)
+    world.api.delete(RAYJOBS, SPACE, world.rayjobs()[0]["metadata"]["name"])
+    world.server.objects = {k: v for k, v in world.server.objects.items() if k[0].kind != "Pod"}
+    operator.look()
+    assert world.job("a")["status"]["failures"]["infrastructure"] == 1
+    assert "vanished" in attempts(world, "a")[0]["message"]
+    world.steps = 3
+    settle(world, operator, "a")
+
+
+def test_deleted_maps_are_made_again(world: World) -> None:
+    world.fail = {1: Outcome(1, "failed", "Infrastructure", "node lost")}
+    operator = begun(world, 4)
+    world.api.delete(CONFIGMAPS, SPACE, names.resolved_name("a"))
+    world.api.delete(CONFIGMAPS, SPACE, names.progress_name("a"))
+    operator.reconciler.lead()
+    settle(world, operator, "a")
+    assert world.api.get(CONFIGMAPS, SPACE, names.resolved_name("a"))["data"]["life"] == "run-0001"
+
+
+@pytest.mark.parametrize("jump", [-86_400.0, 86_400.0])
+def test_clock_jumps(world: World, jump: float) -> None:
+    world.fail = {1: Outcome(1, "failed", "Infrastructure", "lost")}
+    operator = begun(world, 4)
+    world.now += jump
+    settle(world, operator, "a", rounds=200)
+
+
+def test_a_rayjob_that_the_cache_lacks_has_not_vanished(world: World) -> None:
+    world.steps = 8
+    operator = begun(world, 5)
+    operator.view.rayjobs.held = {}
+    rounds(world, operator, 2)
+    assert attempts(world, "a")[-1]["state"] == "Running"
+    operator.view.rayjobs.held = None
+    settle(world, operator, "a")
+    assert world.job("a")["status"]["failures"]["infrastructure"] == 0

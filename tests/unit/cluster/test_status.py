@@ -30,6 +30,7 @@ from dinoctl.lifecycle.types import Outcome, Promotion
 from dinoctl.spec import names
 
 NOW = 1_800_000_000.0
+PENDING = Observed(executions=(Execution(2, Phase.PENDING, NOW),))
 
 
 def running(**more: Any) -> Status:
@@ -209,6 +210,9 @@ def test_what_may_wait_to_be_written() -> None:
         (running(), Look(unreadable="no answer"), 15.0),
         (running(), Look(Observed(executions=(Execution(2, Phase.UNKNOWN, NOW),))), 15.0),
         (running(), Look(Observed(executions=(Execution(2, Phase.RUNNING, NOW),)), took=True), 20.0),
+        # Whether a controller runs is asked a minute after it could have looked.
+        (running(), Look(PENDING, asked_at=NOW - 50), 10.2),
+        (running(), Look(PENDING, asked_at=NOW - 61), 600.0),
         (
             replace(running(), attempts=(replace(running().attempts[0], state=AttemptState.STOPPING, stop_at=NOW),)),
             *(Look(), 180.0),
