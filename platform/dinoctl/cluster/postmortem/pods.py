@@ -5,6 +5,7 @@ from typing import Any
 
 from dinoctl.cluster.postmortem.failure import Failure, Kind
 from dinoctl.cluster.postmortem.signs import signs
+from dinoctl.spec import names
 
 Object = dict[str, Any]
 _PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
@@ -42,11 +43,14 @@ def of_pods(pods: Iterable[Object]) -> Iterator[Failure]:
 
 def of_events(events: Iterable[Object]) -> Iterator[Failure]:
     """Everything that they show. Of a cluster these are the events of the job, its RayJob and its pods; those of nodes
-    lie in another namespace, which the operator may not read.
+    lie in another namespace, which the operator may not read. What the operator itself has said of the job shows
+    nothing: most of it is of other attempts.
     """
     for event in events:
         text = " ".join(str(event.get("message") or "").split())
         about = event.get("involvedObject") or event.get("regarding") or {}
+        if about.get("kind") == names.KIND:
+            continue
         source = f"event of {about.get('kind', 'object')} {about.get('name', '')}".rstrip()
         node = about["name"] if about.get("kind") == "Node" else (event.get("source") or {}).get("host") or ""
         kind = _EVENTS.get(str(event.get("reason")))
