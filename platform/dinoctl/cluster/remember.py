@@ -12,8 +12,17 @@ from dinoctl.cluster.status import Trouble
 from dinoctl.cluster.view import View
 from dinoctl.cluster.wishes import Wishes
 from dinoctl.lifecycle import Attempt, AttemptState, ConditionType, Phase, Status
+from dinoctl.spec import names
 
-_HELD = ("KubeRayMissing", "KueueMissing", "QueueMissing", "NameTaken", "RayJobRefused", "Refused", "StorageUnreadable")
+_HELD = (
+    "KubeRayMissing",
+    "KueueMissing",
+    "QueueMissing",
+    "NameTaken",
+    "RayJobRefused",
+    "Refused",
+    names.STORAGE_UNREADABLE,
+)
 _STARTED_S = 60.0
 
 

@@ -43,6 +43,7 @@ from dinoctl.lifecycle import (
     restart,
 )
 from dinoctl.results import read_results
+from dinoctl.spec import names
 from dinoctl.spec.resolve import ResolvedJob
 
 EDITED = "somebody changed its RayJob"
@@ -136,7 +137,7 @@ class Round:
                 found = bounded(base, lambda: read_results(resolved, open_storage(storage), champions))
                 observed = replace(observed, head=found.head, output=found.output, evidence=found.evidence)
         except UNREADABLE as error:
-            self._trouble = Trouble(ConditionType.ADMITTED, "StorageUnreadable", str(error))
+            self._trouble = Trouble(ConditionType.ADMITTED, names.STORAGE_UNREADABLE, str(error))
             return None
         start = record.status or Status(job.spec_hash)
         start = replace(start, first_attempt=life.first_attempt, next_attempt=life.next_attempt)
@@ -217,7 +218,7 @@ class Round:
         except (Forbidden, Invalid) as error:
             self._trouble = Trouble(ConditionType.ADMITTED, "Refused", str(error))
         except (DataError, StorageError) as error:
-            self._trouble = Trouble(ConditionType.ADMITTED, "StorageUnreadable", str(error))
+            self._trouble = Trouble(ConditionType.ADMITTED, names.STORAGE_UNREADABLE, str(error))
         self._save(self.record)
         return _AGAIN_S
 

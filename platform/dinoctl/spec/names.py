@@ -30,6 +30,8 @@ ENDED_STATES = ("Complete", "Failed", "Cancelled")
 QUEUE = "kueue.x-k8s.io/queue-name"
 PRIORITY = "kueue.x-k8s.io/priority-class"
 
+STORAGE_UNREADABLE = "StorageUnreadable"
+"""Reason of a condition: storage didn't answer, and is asked again."""
 _OURS = "dinojob"
 """Of objects that are applied without asking whose they were: a job named ``team`` takes over no account
 ``team-worker`` that somebody gave rights to.

@@ -10,8 +10,6 @@ from dinoctl.lifecycle import ConditionType
 from dinoctl.spec import names
 from dinoctl.spec.job import STAGES
 
-_UNREADABLE = "StorageUnreadable"
-
 
 @dataclass(frozen=True)
 class Row:
@@ -108,7 +106,7 @@ def _tried_again(job: Object) -> bool:
     """The operator tries to start it every now and then: an attempt that it has begun, or the first one, which it
     begins when storage has said how things stand.
     """
-    return live(job) is not None or condition(job, ConditionType.ADMITTED).get("reason") == _UNREADABLE
+    return live(job) is not None or condition(job, ConditionType.ADMITTED).get("reason") == names.STORAGE_UNREADABLE
 
 
 def restarts(job: Object) -> bool:
