@@ -12,11 +12,10 @@ BENCH := .venv-benchmark
 demo: environment
 	$(BIN)/dinoctl run jobs/digits.yaml
 
-# Two at a time: they wait for a good part of it. Kubernetes in the second half: where it is required, its programs are
-# built in the meantime (.ci/run).
+# Two at a time: they wait for a good part of it. Kubernetes last: where it is required, its programs are built in the
+# meantime (.ci/run).
 test: environment
-	$(MAKE) --jobs=2 --output-sync=line check unit
-	$(MAKE) --jobs=2 --output-sync=line local on-kubernetes
+	$(MAKE) --jobs=2 --output-sync=line check unit local on-kubernetes
 
 .PHONY: on-kubernetes
 on-kubernetes: environment

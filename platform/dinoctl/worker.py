@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from dinoctl.training.loop import LoopResult
 
 _PR_SET_PDEATHSIG = 1
-_OBJECT_STORE_BYTES = 128 * 2**20  # training moves nothing through Ray's object store
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -259,6 +258,8 @@ def _start_ray(attempt: Attempt, cpus: float, use_gpu: bool) -> None:
     """Joins the cluster that there is (a RayJob's driver, tests), or starts one on this machine."""
     import ray
 
+    from dinoctl import ray_local
+
     _prepare_environment(use_gpu)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -270,14 +271,7 @@ def _start_ray(attempt: Attempt, cpus: float, use_gpu: bool) -> None:
         ray.init(log_to_driver=True)
         return
     cores = max(int(-(-cpus // 1)), os.cpu_count() or 1)  # more ranks than cores is slow, not wrong
-    ray.init(
-        address="local",
-        num_cpus=cores,
-        include_dashboard=False,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        log_to_driver=True,
-        configure_logging=True,
-    )
+    ray_local.start(cores)
 
 
 def _stop_on_signals(attempt: Attempt) -> None:

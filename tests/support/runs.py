@@ -107,6 +107,15 @@ class Runs:
         path = self.state / "jobs" / job / "status.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
+    def story(self, job: str) -> str:
+        """How each attempt ended, and the end of what it said: for a test's complaint."""
+        lines = []
+        for attempt in self.status(job).get("attempts", []):
+            lines.append(" ".join(f"{key}={value}" for key, value in attempt.items() if key != "specHash"))
+            log = self.state / "jobs" / job / "attempts" / f"{attempt['number']:04d}" / "worker.log"
+            lines.append(log.read_text(errors="replace")[-1500:] if log.exists() else f"no {log}")
+        return "\n".join(lines)
+
     def attempts(self, job: str) -> list[Path]:
         return sorted((self.state / "jobs" / job / "attempts").glob("*"))
 

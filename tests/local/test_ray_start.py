@@ -1,0 +1,42 @@
+"""A Ray that is late, as on a machine in full use, is started again in the same process."""
+
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.timeout(600)
+
+# Its first node manager is stopped as soon as it is there, so that Ray waits for it in vain.
+_PROGRAM = """
+import threading, time
+import psutil
+
+def suspend_first():
+    while True:
+        for child in psutil.Process().children(recursive=True):
+            try:
+                if child.name() == "raylet":
+                    return child.suspend()
+            except psutil.NoSuchProcess:
+                pass
+        time.sleep(0.002)
+
+threading.Thread(target=suspend_first, daemon=True).start()
+
+import ray
+from dinoctl import ray_local
+
+ray_local.start(2)
+print("answer", ray.get(ray.remote(lambda: 42).remote()))
+print("managers", [child.name() for child in psutil.Process().children(recursive=True)].count("raylet"))
+ray.shutdown()
+"""
+
+
+def test_a_ray_that_is_late_is_started_again_and_nothing_of_the_first_is_left() -> None:
+    done = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, timeout=540)
+    assert done.returncode == 0, done.stderr
+    assert "answer 42" in done.stdout
+    assert "managers 1" in done.stdout
+    assert done.stderr.count("Ray did not start, and is started again: The current node timed out") == 1
