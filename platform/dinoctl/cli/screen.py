@@ -68,7 +68,7 @@ class Lines:
         self._told[name] = (now, progress.step)
         pace = f", {progress.images_per_s:.0f} images/s" if progress.images_per_s else ""
         eta = f", {_clock(progress.eta_s)} left" if progress.eta_s else ""
-        say(f"{name}: step {progress.step}/{progress.steps}{pace}{eta}")
+        say(f"{name}: {progress.far}{pace}{eta}")
 
     def _note(self, name: str, status: Status) -> None:
         """A line when training warns, and when a phase after it begins."""

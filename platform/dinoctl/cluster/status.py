@@ -201,7 +201,7 @@ def _progress(status: Status) -> dict[str, Any]:
     progress, head = status.progress, status.head
     fields: dict[str, Any] = {"checkpointStep": head.step if head else None}
     if status.output:
-        fields |= {"step": status.output.step, "steps": progress.steps if progress else status.output.step}
+        fields |= {"step": status.output.step, "steps": status.output.step}
     elif progress:
         fields |= {"step": progress.step, "steps": progress.steps}
     if progress and status.live:

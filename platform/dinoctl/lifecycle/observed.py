@@ -69,7 +69,7 @@ class LedgerHead:
 @dataclass(frozen=True, slots=True)
 class Progress:
     """The latest report of a worker. ``warning`` is set when training finds its own health wanting; ``phase`` is what
-    is done now: train, then export and gate.
+    is done now: train, then export and gate; in an evaluation ``knn``, and while packing ``pack``, which count images.
     """
 
     attempt: int
@@ -80,6 +80,13 @@ class Progress:
     eta_s: float | None = None
     warning: str = ""
     phase: str = "train"
+
+    @property
+    def far(self) -> str:
+        """How far it is, in words."""
+        if self.phase in ("knn", "pack"):
+            return f"{self.step} of {self.steps} images"
+        return f"step {self.step} of {self.steps}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ def _explain_live(status: Status, live: Attempt) -> str:
 
 def _training(status: Status, live: Attempt) -> str:
     progress = status.progress
-    step = f", step {progress.step} of {progress.steps}" if progress else ""
+    step = f", {progress.far}" if progress else ""
     warning = f"; {progress.warning}" if progress and progress.warning else ""
     return f"attempt {live.number} is running{step}{warning}"
 

@@ -6,7 +6,7 @@ from dinoctl.handover.attempt import Attempt
 from dinoctl.handover.output import Output, write_output
 from dinoctl.handover.progress import Progress
 from dinoctl.spec.stages import Evaluate, KnnProtocol
-from dinoctl.stages.measure import Normalisation, check_labelled, knn_data, knn_metrics, untrained
+from dinoctl.stages.measure import Normalisation, check_labelled, image_count, knn_data, knn_metrics, untrained
 from dinoctl.stages.models import OpenedModel, open_model
 from dinoctl.tracking.spool import Spool
 from dinoctl.training.context import Context
@@ -20,7 +20,6 @@ def run(attempt: Attempt, context: Context) -> LoopResult:
     model = open_model(stage.model, attempt.tracking_uri)
     metrics: dict[str, float] = {}
     if stage.protocols.knn is not None:
-        context.report(Progress(0, 1, 0.0, None, 0, phase="knn"))
         metrics |= _knn(context, model, stage.protocols.knn, stage.random_baseline, attempt.spec.seed)
     if context.rank == 0:
         step = int(model.exported.metadata.get("step", 0))
@@ -46,7 +45,25 @@ def _knn(context: Context, model: OpenedModel, protocol: KnnProtocol, baseline: 
         )
     data = knn_data(protocol)
     check_labelled(data)
-    metrics = knn_metrics(context, model.exported.backbone, protocol, data, norm, "")
+    seen = _Count(context, image_count(data) * (2 if baseline else 1))
+    metrics = knn_metrics(context, model.exported.backbone, protocol, data, norm, "", seen)
     if baseline:
-        metrics |= knn_metrics(context, untrained(model.exported.config, seed), protocol, data, norm, "random_")
+        blank = untrained(model.exported.config, seed)
+        metrics |= knn_metrics(context, blank, protocol, data, norm, "random_", seen)
     return metrics
+
+
+class _Count:
+    """Rank 0's reports: images whose features are there, of ``images``."""
+
+    def __init__(self, context: Context, images: int) -> None:
+        self._context, self._images, self._done = context, images, 0
+        self._began = time.monotonic()
+        self(0)
+
+    def __call__(self, more: int) -> None:
+        self._done = min(self._done + more, self._images)  # the last batch of the other ranks may be smaller
+        pace = self._done / max(1e-9, time.monotonic() - self._began)
+        left = (self._images - self._done) / pace if pace else None
+        if self._context.rank == 0:
+            self._context.report(Progress(self._done, self._images, pace, left, 0, phase="knn"))

@@ -17,7 +17,7 @@ from dinoctl.loading import EXPORT
 from dinoctl.model import VisionTransformer, ViTConfig
 from dinoctl.model.weights import HEADS
 from dinoctl.stages.data import dataset_uri
-from dinoctl.stages.measure import Normalisation, dataset_hash, knn_data, knn_metrics, untrained
+from dinoctl.stages.measure import Normalisation, Seen, dataset_hash, knn_data, knn_metrics, untrained
 from dinoctl.stages.models import publish_export
 from dinoctl.stages.pictures import draw_pictures
 from dinoctl.stages.recipe import Recipe
@@ -52,7 +52,7 @@ def finish(
     tell(context, recipe, result, "gate")
     backbone = replicate(context, config, state)
     norm = Normalisation(recipe.crops.augmentation.mean, recipe.crops.augmentation.std)
-    metrics = measure(attempt, context, norm, backbone)
+    metrics = measure(attempt, context, norm, backbone, lambda _: tell(context, recipe, result, "gate"))
     if context.rank == 0:
         draw_pictures(attempt, context, backbone, norm)
         prove(attempt, result, data_hash, metrics, export_hash)
@@ -87,7 +87,8 @@ def finish_together(
         told: list[Any] = [plain_config(config).to_dict(), export_hash]
         dist.broadcast_object_list(told, src=leader, device=context.device)
         backbone = replicate(context, ViTConfig.from_dict(told[0]), state, leader)
-        metrics |= {f"{name}/{key}": value for key, value in measure(attempt, context, norm, backbone).items()}
+        found = measure(attempt, context, norm, backbone, lambda _: tell(context, recipe, result, "gate"))
+        metrics |= {f"{name}/{key}": value for key, value in found.items()}
         hashes[name] = str(told[1])
         if context.rank == 0 and len(hashes) == 1:
             draw_pictures(attempt, context, backbone, norm)
@@ -108,7 +109,7 @@ def averaged_state(engine: Engine) -> dict[str, Tensor]:
 
 
 def tell(context: Context, recipe: Recipe, result: LoopResult, phase: str) -> None:
-    """What rank 0 is at."""
+    """What rank 0 is at, and that it is still at it."""
     if context.rank == 0:
         context.report(Progress(result.step, recipe.steps, result.images_per_s, None, result.step, phase=phase))
 
@@ -194,15 +195,17 @@ def replicate(context: Context, config: ViTConfig, state: Mapping[str, Tensor], 
     return backbone
 
 
-def measure(attempt: Attempt, context: Context, norm: Normalisation, backbone: VisionTransformer) -> dict[str, float]:
+def measure(
+    attempt: Attempt, context: Context, norm: Normalisation, backbone: VisionTransformer, seen: Seen
+) -> dict[str, float]:
     """The gate's metrics of the trained and of the untrained backbone, on rank 0."""
     gate = attempt.spec.gate
     if gate is None:
         return {}
     data = knn_data(gate)
-    trained = knn_metrics(context, backbone, gate.knn, data, norm, "")
+    trained = knn_metrics(context, backbone, gate.knn, data, norm, "", seen)
     blank = untrained(backbone.config, attempt.spec.seed)
-    return {**trained, **knn_metrics(context, blank, gate.knn, data, norm, "random_")}
+    return {**trained, **knn_metrics(context, blank, gate.knn, data, norm, "random_", seen)}
 
 
 def _evidence(

@@ -1,5 +1,6 @@
 """k-NN of a frozen backbone, the features extracted by all ranks together, and of the same backbone untrained."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,9 @@ from dinoctl.spec.policy import Gate, KnnSettings
 from dinoctl.spec.stages import KnnProtocol
 from dinoctl.stages.data import dataset_uri
 from dinoctl.training.context import Context
+
+Seen = Callable[[int], None]
+"""Told of so many images more, of all ranks, whose features are there."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +45,16 @@ def knn_metrics(
     data: KnnData,
     norm: Normalisation,
     prefix: str,
+    seen: Seen,
 ) -> dict[str, float]:
-    """``{prefix}knn_top1`` and the accuracies of every k, on rank 0; other ranks get an empty dict.
+    """``{prefix}knn_top1`` and the accuracies of every k, on rank 0; other ranks get an empty dict. ``seen`` is told of
+    `image_count` images altogether.
 
     Raises:
         UserError: the datasets have no labels, or fewer training images than the smallest k.
     """
-    train = features(context, backbone, _eval_set(context, settings, data.uri, data.train_split, norm))
-    test = features(context, backbone, _eval_set(context, settings, data.uri, data.test_split, norm))
+    train = features(context, backbone, _eval_set(context, settings, data.uri, data.train_split, norm), seen)
+    test = features(context, backbone, _eval_set(context, settings, data.uri, data.test_split, norm), seen)
     if context.rank != 0:
         return {}
     train, test = _onto(train, context.device), _onto(test, context.device)
@@ -66,6 +72,11 @@ def _onto(pair: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Te
 def knn_data(protocol: Gate | KnnProtocol) -> KnnData:
     """Where a gate or a protocol takes its images from; raises UserError for a source that is not pinned."""
     return KnnData(dataset_uri(protocol.dataset), protocol.train_split, protocol.test_split)
+
+
+def image_count(data: KnnData) -> int:
+    """Images whose features `knn_metrics` needs."""
+    return sum(len(Dataset.open(data.uri, split)) for split in (data.train_split, data.test_split))
 
 
 def check_labelled(data: KnnData) -> None:
@@ -107,10 +118,13 @@ def _eval_set(context: Context, settings: KnnSettings, uri: str, split: str, nor
 
 
 @torch.inference_mode()
-def features(context: Context, backbone: VisionTransformer, images: EvalSet) -> tuple[Tensor, Tensor]:
+def features(context: Context, backbone: VisionTransformer, images: EvalSet, seen: Seen) -> tuple[Tensor, Tensor]:
     """Class tokens (n, D) fp32 and labels (n,) of all ranks' images, on the host, in dataset order; rank 0 has them."""
     backbone = backbone.to(context.device).eval()
-    found = [(backbone(batch.to(context.device)).float().cpu(), labels) for batch, labels in images]
+    found: list[tuple[Tensor, Tensor]] = []
+    for batch, labels in images:
+        found.append((backbone(batch.to(context.device)).float().cpu(), labels))
+        seen(len(labels) * context.world)
     width = backbone.config.embed_dim
     mine = torch.cat([x for x, _ in found]) if found else torch.empty(0, width)
     labels = torch.cat([y for _, y in found]) if found else torch.empty(0, dtype=torch.int64)

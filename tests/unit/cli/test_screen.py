@@ -31,4 +31,4 @@ def test_lines_tell_a_warning_and_a_phase_once(capsys: pytest.CaptureFixture[str
     shown = capsys.readouterr().err
     assert shown.count("train: collapse: x") == 1
     assert shown.count("train: measuring for the gate") == 1
-    assert shown.count("train: step 50/100, 80 images/s, 1:05 left") == 1
+    assert shown.count("train: step 50 of 100, 80 images/s, 1:05 left") == 1
