@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from dinoctl.data.errors import NotFoundError
 from dinoctl.data.storage import Storage, open_storage
 from dinoctl.handover.attempt import Attempt
-from dinoctl.handover.outcome import Outcome, classify, is_echo, telling
+from dinoctl.handover.outcome import KILLED, Outcome, classify, is_echo, telling
 from dinoctl.handover.redact import Redactor
 
 ATTEMPTS = "attempts"
@@ -120,7 +120,7 @@ class AttemptStore:
         if silent and (said is None or is_echo(said)):
             rank, nodes = min(silent), self.nodes()
             node = nodes[rank] if rank < len(nodes) else ""
-            message = f"rank {rank}{node and f' on {node}'} was killed, or its machine is gone"
+            message = f"rank {rank}{node and f' on {node}'} {KILLED}"
             return Outcome(self.number, "failed", "Infrastructure", message, node=node)
         return said or classify(self.number, error)
 

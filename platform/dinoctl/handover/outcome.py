@@ -58,6 +58,10 @@ class Outcome:
             return None
 
 
+KILLED = "was killed, or its machine is gone"
+"""What is known of a rank that left no word."""
+
+
 def classify(attempt: int, error: BaseException, node: str = "") -> Outcome:
     """Whose fault an exception is: the user's, the surroundings', a newer attempt's, or a bug's. ``node``: where, which
     says nothing of an echo.

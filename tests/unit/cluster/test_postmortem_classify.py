@@ -199,7 +199,7 @@ def test_what_the_operator_said_of_an_earlier_attempt_is_no_sign() -> None:
     """Seen: a killed worker was explained by the preemption of the attempt before."""
     own = event("Preempted", "attempt 1: preempted; step 115 committed", "DinoJob", "j")
     lost = said("Infrastructure", "rank 1 on node1 was killed, or its machine is gone", node="node1")
-    assert classify({}, [], [own], outcome=lost) == Failure(Kind.UNKNOWN, lost.message, "outcome", "node1")
+    assert classify({}, [], [own], outcome=lost) == Failure(Kind.KILLED, lost.message, "outcome", "node1")
 
 
 def test_a_preemption_that_the_attempt_reports_is_one_whatever_the_logs_say() -> None:

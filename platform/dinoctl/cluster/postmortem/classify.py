@@ -10,7 +10,7 @@ from dataclasses import replace
 from dinoctl.cluster.postmortem.failure import Failure, Kind
 from dinoctl.cluster.postmortem.pods import Object, node_of, of_events, of_pods
 from dinoctl.cluster.postmortem.signs import Sign, gravest, signs
-from dinoctl.handover.outcome import Outcome
+from dinoctl.handover.outcome import KILLED, Outcome
 
 _MACHINES = (Kind.IMAGE_PULL, Kind.XID, Kind.HOST_OUT_OF_MEMORY, Kind.NODE_LOST, Kind.PREEMPTED)
 _BEFORE_MACHINES = (Kind.XID, Kind.CUDA_OUT_OF_MEMORY)
@@ -32,9 +32,16 @@ def judge(found: Iterable[Sign], pods: Sequence[Object], events: Sequence[Object
         return machine
     if sign is not None:
         return _of_sign(sign, pods, outcome)
-    message = outcome.message if outcome else ""
-    kind = Kind.USER_CODE if outcome and outcome.cause in ("Application", "Spec") else Kind.UNKNOWN
-    return Failure(kind, message, "outcome" if message else "", outcome.node if outcome else "")
+    if outcome is None:
+        return Failure(Kind.UNKNOWN)
+    return Failure(_of_outcome(outcome), outcome.message, "outcome" if outcome.message else "", outcome.node)
+
+
+def _of_outcome(outcome: Outcome) -> Kind:
+    """Where nothing else shows anything."""
+    if outcome.cause in ("Application", "Spec"):
+        return Kind.USER_CODE
+    return Kind.KILLED if outcome.message.endswith(KILLED) else Kind.UNKNOWN
 
 
 def _said(outcome: Outcome | None) -> list[Sign]:

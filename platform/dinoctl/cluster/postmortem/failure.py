@@ -15,6 +15,7 @@ class Kind(StrEnum):
     USER_CODE = "UserCode"  # the stage's code or the document
     PREEMPTED = "Preempted"  # also evicted and drained
     NODE_LOST = "NodeLost"
+    KILLED = "Killed"  # a process or a pod, by nobody knows whom
     IMAGE_PULL = "ImagePull"
     UNKNOWN = "Unknown"
 
@@ -30,6 +31,8 @@ ADVICE = {
     Kind.USER_CODE: "the program or the document is at fault: a restart alone will not mend it",
     Kind.PREEMPTED: "the machines were taken away: nothing to do, it goes on from its last checkpoint",
     Kind.NODE_LOST: "a node went away: nothing to do, it goes on from its last checkpoint",
+    Kind.KILLED: "a rank ended without a word: look who deleted its pod, and in its node's kernel log for a lack of "
+    "memory; it goes on from its last checkpoint",
     Kind.IMAGE_PULL: "the image could not be pulled: check the profile's image and imagePullSecrets",
     Kind.UNKNOWN: "nothing in logs, pods and events says why; read the logs",
 }
