@@ -23,6 +23,7 @@ from dinoctl.cli.remote.target import Cluster, Where, open_cluster, told
 from dinoctl.cli.remote.why import explain as explain_wait
 from dinoctl.cli.screen import say
 from dinoctl.cluster.postmortem.bundle import FILE, bundled_attempts, read_bundle
+from dinoctl.cluster.protocol import Object
 from dinoctl.cluster.resources import DINOJOBS
 from dinoctl.data.storage import open_storage
 from dinoctl.handover.attempts import ATTEMPTS
@@ -147,13 +148,18 @@ def wish(where: Where, name: str, word: str) -> None:
         raise UserError(f"{name} is {state(job)} already")
     held = bool((job.get("spec") or {}).get("suspend"))
     if word != "cancel" and held == (word == "suspend"):
-        typer.echo(f"{name}: is {'suspended already' if held else 'not suspended'}")
+        typer.echo(f"{name}: is {'suspended already' if held else _not_suspended(job)}")
         return
     cancel: dict[str, Any] = {"metadata": {"annotations": {names.CANCEL: "true"}}}
     body = cancel if word == "cancel" else {"spec": {"suspend": word == "suspend"}}
     with told():
         cluster.api.patch(DINOJOBS, cluster.namespace, name, body)
     typer.echo(f"{name}: {_THEN[word]}")
+
+
+def _not_suspended(job: Object) -> str:
+    blocked = str((job.get("status") or {}).get("message") or "") if state(job) == "Blocked" else ""
+    return f"not suspended, but {blocked}" if blocked else "not suspended"
 
 
 _THEN = {
