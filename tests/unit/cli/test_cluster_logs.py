@@ -266,6 +266,26 @@ def test_the_log_of_an_attempt_that_is_held_up_is_waited_for(desk: Desk, monkeyp
     assert (said.code, said.lines) == (0, ["at last"])
 
 
+def test_without_a_cluster_a_killed_attempt_is_over_when_its_successor_begins(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follows_quickly(monkeypatch)
+    first, second = (AttemptStore(open_storage(str(tmp_path)), number) for number in (1, 2))
+    first.claim({"pod": "a"})
+    first.write_log("driver", 0, b"one\n")
+
+    def succeed() -> None:
+        second.claim({"pod": "b"})
+        second.write_log("driver", 0, b"two\n")
+        second.write_outcome(Outcome(2, "succeeded"))
+
+    later = threading.Timer(0.5, succeed)
+    later.start()
+    assert desk.run("logs", str(tmp_path), "--follow").lines == ["one", "two"]
+    assert desk.run("logs", str(tmp_path), "--follow", "--attempt", "1").lines == ["one"]
+    later.join()
+
+
 def test_an_attempt_that_is_not_over_after_all_is_followed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     follows_quickly(monkeypatch)
     store = AttemptStore(open_storage(str(tmp_path)), 1)

@@ -130,8 +130,10 @@ def _looks(cluster: Cluster, *, watch: bool) -> Iterator[None]:
 def print_logs(where: Where, name: str, source: str, attempt: int | None, *, follow: bool) -> None:
     """Of a job, or of the storage that ``name`` is when it has a slash."""
     if "/" in name:
-        log = log_reading.stored(name, source, attempt)
-        lines = log.follow() if follow else log.lines()
+        if follow:
+            lines = log_reading.follow_stored(name, source, attempt)
+        else:
+            lines = log_reading.stored(name, source, attempt).lines()
     else:
         cluster = open_cluster(where)
         read = log_reading.follow if follow else log_reading.read

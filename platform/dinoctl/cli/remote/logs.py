@@ -47,9 +47,9 @@ class Log:
             raise UserError(_nothing(self.name, self.store.number, self.source, sources))
         yield from self.store.logs(self.source)
 
-    def follow(self, over: Callable[[], bool] = lambda: False, late: float = _LATE_S) -> Iterator[str]:
+    def follow(self, over: Callable[[], bool], late: float | None = None) -> Iterator[str]:
         """As they come, until the attempt has left its outcome, or is over without one: killed, lost, never begun; and
-        then for ``late`` seconds more.
+        then for ``late`` seconds more, by default what a companion takes for its last words.
         """
         ended: float | None = None
         position, rest = LogPosition(), b""
@@ -60,7 +60,7 @@ class Log:
             if not data:
                 gone = self.store.outcome() is not None or over()
                 ended = (ended or time.monotonic()) if gone else None
-                if ended is not None and time.monotonic() - ended >= late:
+                if ended is not None and time.monotonic() - ended >= (_LATE_S if late is None else late):
                     break
             time.sleep(_EVERY_S)
         if rest:
@@ -108,6 +108,24 @@ def stored(uri: str, source: str, attempt: int | None, *, name: str = "") -> Log
         raise UserError(f"{name or uri} has no attempt {attempt}; attempts: {', '.join(map(str, numbers))}")
     number = numbers[-1] if attempt is None else attempt
     return Log(AttemptStore(storage, number), source, name or uri)
+
+
+def follow_stored(uri: str, source: str, attempt: int | None) -> Iterator[str]:
+    """Goes on as the log grows, and unless one attempt was asked for, through those that come after it. Without a
+    cluster an attempt that was killed is over when its successor begins.
+
+    Raises:
+        UserError: when there is no such attempt.
+
+    """
+    number = attempt
+    while True:
+        log = stored(uri, source, number)
+        successor = AttemptStore(open_storage(uri.rstrip("/")), log.store.number + 1)
+        yield from log.follow(lambda after=successor: after.claimed() is not None)  # type: ignore[misc]
+        if attempt is not None or successor.claimed() is None:
+            return
+        number = successor.number
 
 
 def _numbers(storage: Storage) -> list[int]:
