@@ -25,27 +25,24 @@ def ended(before: Record, after: Record) -> list[Attempt]:
 
 def blame(before: Record, after: Record, look: Look, pods: int | None) -> Record:
     """Remembers failures. A node on which the infrastructure failed twice is avoided by the next attempts, until one of
-    them has trained without it. ``pods``: of workers in the next one (0: the head works alone; None: none can begin).
+    them has trained without it. ``pods``: of workers in the next one (0: the head works alone; None: none can begin),
+    which may be another number than the last one's.
     """
     done = ended(before, after)
     for attempt in done:
         after = _struck(_forgiven(before, after, attempt), attempt, look)
     if pods is None:
         return after
-    places, needed = _places(look.pods, "worker" if pods else "head"), max(1, pods)
-    if not done and len(places) < needed:  # they come one by one
-        return after
-    seen = {*after.nodes, *places}
-    if places:
-        needed = math.ceil(needed * len(set(places)) / len(places))  # as close together as they are
-    after = replace(after, nodes=tuple(sorted(seen)[: needed + _MOST_EXCLUDED]))
-    if not done:
-        return after
-    excluded = _excluded(after.strikes, seen, needed)
-    if not places:  # how many pods share a node is unknown, so too much may seem needed
-        kept = tuple(node for node in after.excluded if after.strikes.get(node, 0) >= _STRIKES)
-        excluded = max(kept, excluded, key=len)
-    return replace(after, excluded=excluded)
+    places = _places(look.pods, "worker" if pods else "head")
+    if places and (done or len(places) >= pods):  # they come one by one
+        after = replace(after, per_node=len(places) / len(set(places)))
+        after = replace(after, nodes=tuple(sorted({*after.nodes, *places})))
+    needed = math.ceil(max(1, pods) / after.per_node)  # as close together as they were
+    seen = set(after.nodes)
+    after = replace(after, nodes=after.nodes[: needed + _MOST_EXCLUDED])
+    if not done and before.status is not None and before.status.live is not None:
+        return after  # the attempt's pods were told already
+    return replace(after, excluded=_excluded(after.strikes, seen, needed))
 
 
 def _forgiven(before: Record, after: Record, attempt: Attempt) -> Record:

@@ -1,5 +1,6 @@
 """Which nodes the next attempt avoids: those on which the infrastructure failed twice, if there are others."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -36,7 +37,7 @@ def end(
     after = Record(Status("hash", attempts=(attempt(1, cause, trained=trained),)), strikes=record.strikes)
     outcome = Outcome(1, "failed", str(cause), "NCCL", node=guilty)
     found = [*pods(*on, role=role), *pods("cpu", role="submitter")]
-    kept = Record(after.status, strikes=record.strikes, excluded=record.excluded, nodes=record.nodes)
+    kept = replace(record, status=after.status)
     return blame(before, kept, Look(pods=found, outcome=outcome), workers)
 
 
@@ -70,8 +71,8 @@ def test_pods_that_are_gone_already_leave_no_smaller_need() -> None:
 
 @pytest.mark.parametrize(("trained", "excluded"), [(False, ("n00",)), (True, ())])
 def test_what_is_avoided_stays_so_when_an_attempt_leaves_no_pods(trained: bool, excluded: tuple[str, ...]) -> None:
-    """Sixteen pods, eight a node: that is forgotten with them."""
-    record = Record(strikes={"n00": 2}, excluded=("n00",), nodes=("n00", "n01", "n02"))
+    """Sixteen pods, eight a node."""
+    record = Record(strikes={"n00": 2}, excluded=("n00",), nodes=("n00", "n01", "n02"), per_node=8.0)
     assert end(record, Cause.PREEMPTED, on=[], workers=16, trained=trained).excluded == excluded
     fourth = Record(strikes={"n00": 2, "n01": 1}, excluded=("n00",), nodes=("n00", "n01", "n02", "n03"))
     assert end(fourth, Cause.INFRASTRUCTURE, "n01", on=[], workers=2).excluded == ("n00", "n01")
@@ -96,6 +97,18 @@ def test_avoided_until_an_attempt_has_trained_without_it(trained: bool) -> None:
 def test_without_a_next_attempt_nothing_is_decided() -> None:
     record = Record(strikes={"n07": 2}, excluded=("n07",), nodes=tuple(ALL))
     assert end(record, Cause.STOPPED, on=ALL[:4], workers=None).excluded == ("n07",)
+
+
+def test_a_job_that_grows_while_it_is_suspended_avoids_what_it_can_still_do_without() -> None:
+    two = [*(["n00"] * 8), *(["n01"] * 8)]
+    record = end(Record(strikes={"n00": 1}, nodes=("n02",)), Cause.INFRASTRUCTURE, "n00", on=two, workers=16)
+    assert (record.excluded, record.per_node) == (("n00",), 8.0)
+    assert blame(record, record, Look(), 16).excluded == ("n00",)
+    assert blame(record, record, Look(), 24).excluded == ()
+    assert blame(record, record, Look(), 8).excluded == ("n00",)
+    intended = replace(record, status=Status("hash", attempts=(attempt(2, None),)))
+    assert blame(record, intended, Look(), 24).excluded == (), "grown and resumed between two looks"
+    assert blame(intended, intended, Look(), 24).excluded == ("n00",), "its pods were made so"
 
 
 def test_a_job_remembers_no_more_nodes_than_it_may_need() -> None:
