@@ -1,6 +1,7 @@
 """A Ray of our own, on this machine alone, for as long as an attempt runs."""
 
 import sys
+from collections.abc import Callable
 
 import psutil
 import ray
@@ -11,14 +12,24 @@ _TRIES = 3
 _END_S = 10.0
 
 
-def start(cores: int) -> None:
+def start(cores: int, unwanted: Callable[[], bool]) -> None:
     """Starts Ray, and again where it was late: it gives its own processes 30 s, less than a machine in full use may
-    need to load them.
+    need to load them. ``unwanted``: whether it need not be tried again.
 
     Raises:
+        SystemExit: it was late, and is not wanted any more.
         Exception: Ray's, of the last try. It has no narrower class for a node that is late.
     """
-    Retrying(stop=stop_after_attempt(_TRIES), before_sleep=_clear, reraise=True)(_init, cores)
+
+    def clear(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        _end_children()
+        if unwanted():
+            raise SystemExit("stopped as asked, before Ray had started")
+        what = (str(error) or type(error).__name__).splitlines()[0]
+        sys.stderr.write(f"Ray did not start, and is started again: {what}\n")
+
+    Retrying(stop=stop_after_attempt(_TRIES), before_sleep=clear, reraise=True)(_init, cores)
 
 
 def _init(cores: int) -> None:
@@ -32,10 +43,9 @@ def _init(cores: int) -> None:
     )
 
 
-def _clear(state: RetryCallState) -> None:
-    """Ends what a start that failed has left; Ray itself does so only with this process."""
-    error = state.outcome.exception() if state.outcome else None
-    sys.stderr.write(f"Ray did not start, and is started again: {str(error).splitlines()[0]}\n")
+def _end_children() -> None:
+    """What a start that failed has left; Ray itself ends it only with this process, which has no other children yet."""
+    ray.shutdown()
     children = psutil.Process().children(recursive=True)
     for child in children:
         try:
@@ -43,4 +53,3 @@ def _clear(state: RetryCallState) -> None:
         except psutil.NoSuchProcess:
             continue
     psutil.wait_procs(children, timeout=_END_S)
-    ray.shutdown()

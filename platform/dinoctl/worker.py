@@ -271,7 +271,7 @@ def _start_ray(attempt: Attempt, cpus: float, use_gpu: bool) -> None:
         ray.init(log_to_driver=True)
         return
     cores = max(int(-(-cpus // 1)), os.cpu_count() or 1)  # more ranks than cores is slow, not wrong
-    ray_local.start(cores)
+    ray_local.start(cores, attempt.stop_file.exists)
 
 
 def _stop_on_signals(attempt: Attempt) -> None:

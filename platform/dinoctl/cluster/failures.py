@@ -9,7 +9,7 @@ from dinoctl.cluster.observe import Look
 from dinoctl.cluster.pods import nodes_of, suspect
 from dinoctl.cluster.protocol import Object
 from dinoctl.cluster.record import Record
-from dinoctl.lifecycle import Attempt, Cause
+from dinoctl.lifecycle import Attempt, AttemptState, Cause
 from dinoctl.spec import names
 
 _STRIKES = 2
@@ -33,16 +33,33 @@ def blame(before: Record, after: Record, look: Look, pods: int | None) -> Record
         after = _struck(_forgiven(before, after, attempt), attempt, look)
     if pods is None:
         return after
-    places = _places(look.pods, "worker" if pods else "head")
-    if places and (done or len(places) >= pods):  # they come one by one
-        after = replace(after, per_node=len(places) / len(set(places)))
-        after = replace(after, nodes=tuple(sorted({*after.nodes, *places})))
-    needed = math.ceil(max(1, pods) / after.per_node)  # as close together as they were
+    after = _placed(after, look, pods, running=_live(before) is not None and not done)
+    needed = math.ceil(max(1, pods) / (after.per_node or 1.0))  # as close together as they were
     seen = set(after.nodes)
     after = replace(after, nodes=after.nodes[: needed + _MOST_EXCLUDED])
-    if not done and before.status is not None and before.status.live is not None:
+    if _live(before) is not None and not done:
         return after  # the attempt's pods were told already
-    return replace(after, excluded=_excluded(after.strikes, seen, needed))
+    excluded = _excluded(after.strikes, seen, needed)
+    if not after.per_node:  # then too much may seem needed
+        kept = tuple(node for node in after.excluded if after.strikes.get(node, 0) >= _STRIKES)
+        excluded = max(kept, excluded, key=len)
+    return replace(after, excluded=excluded)
+
+
+def _placed(after: Record, look: Look, pods: int, *, running: bool) -> Record:
+    """Remembers where ranks are. How close together only while all of them are there: they come and go one by one."""
+    places, live = _places(look.pods, "worker" if pods else "head"), _live(after)
+    whole = len(places) >= max(1, pods)
+    if running and not whole:
+        return after
+    after = replace(after, nodes=tuple(sorted({*after.nodes, *places})))
+    if running and live is not None and live.state is not AttemptState.STOPPING:
+        after = replace(after, per_node=len(places) / len(set(places)))
+    return after
+
+
+def _live(record: Record) -> Attempt | None:
+    return record.status.live if record.status else None
 
 
 def _forgiven(before: Record, after: Record, attempt: Attempt) -> Record:

@@ -28,8 +28,8 @@ class Preempted:
 class Record:
     """``outputs``: where the parents of this life left theirs; ``refused``: why the output was not promoted after all;
     ``finalized``: the life whose run is closed; ``strikes``: infrastructure failures by node; ``nodes``: some that the
-    job's ranks were on, ``per_node`` pods of ranks to each; ``restart``: token of the last one that was done;
-    ``deactivated``: what Kueue said when told to queue the job no more.
+    job's ranks were on, ``per_node`` pods of ranks to each (0: unknown); ``restart``: token of the last one that was
+    done; ``deactivated``: what Kueue said when told to queue the job no more.
     """
 
     status: Status | None = None
@@ -45,7 +45,7 @@ class Record:
     strikes: Mapping[str, int] = field(default_factory=dict)
     excluded: tuple[str, ...] = ()
     nodes: tuple[str, ...] = ()
-    per_node: float = 1.0
+    per_node: float = 0.0
     last_failure: Mapping[str, Any] | None = None
 
     @property
@@ -68,7 +68,7 @@ class Record:
             "refused": self.refused,
             "finalized": self.finalized,
             "nodes": list(self.nodes),
-            "perNode": self.per_node if self.per_node != 1.0 else None,
+            "perNode": self.per_node,
         }
         status = encode(self.status) if self.status is not None else {}
         return {**status, _OWN: {key: value for key, value in own.items() if value}}
@@ -99,10 +99,10 @@ def read_record(body: Object) -> Record:
             strikes=status.get("strikes", {}),
             excluded=tuple(status.get("excludedNodes", ())),
             nodes=tuple(own.get("nodes", ())),
-            per_node=max(1.0, float(own.get("perNode", 1.0))),
+            per_node=float(own.get("perNode", 0.0)),
             last_failure=status.get("lastFailure"),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"status.lifecycle is damaged ({type(error).__name__}: {error})") from error
 
 

@@ -84,9 +84,12 @@ class Progress:
     @property
     def far(self) -> str:
         """How far it is, in words."""
-        if self.phase in ("knn", "pack"):
-            return f"{self.step} of {self.steps} images"
-        return f"step {self.step} of {self.steps}"
+        return far(self.step, self.steps, images=self.phase in ("knn", "pack"))
+
+
+def far(step: int, steps: object, *, images: bool) -> str:
+    """How far a job is, in words: by images where it has no steps, as packing and evaluations."""
+    return f"{step} of {steps} images" if images else f"step {step} of {steps}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ def read_row(job: JobState, storage_root: str | None = None) -> Row:
     files = JobState(job.directory, storage_root or spec.get("storage"))
     output = read_output(open_storage(files.storage_uri(status))) if status and status.output else None
     numbers = dict(output.summary) if output else {}
+    live = status is not None and status.live is not None
     progress, promotion = (status.progress, status.promotion) if status else (None, None)
     newest = status.attempts[-1] if status and status.attempts else None
     return Row(
@@ -53,12 +54,12 @@ def read_row(job: JobState, storage_root: str | None = None) -> Row:
         why=explain(status),
         step=output.step if output else progress.step if progress else None,
         steps=output.step if output else progress.steps if progress else None,
-        images_per_s=_number(numbers.get("images_per_s")) or (progress.images_per_s if progress else None),
+        images_per_s=_number(numbers.get("images_per_s")) or (progress.images_per_s if progress and live else None),
         knn_top1=_number(numbers.get("knn_top1")),
         random_knn_top1=_number(numbers.get("random_knn_top1")),
         model=f"{promotion.model}/{promotion.version}" if promotion else "",
         alias=promotion.alias if promotion else "",
-        eta_s=progress.eta_s if progress and status and status.live else None,
+        eta_s=progress.eta_s if progress and live else None,
         attempt=newest.number if newest else None,
         status=status,
     )

@@ -20,7 +20,7 @@ _COLUMNS = (
     ("State", "string", ".status.state", "What it is doing"),
     ("Queue", "string", ".status.queue", "Queue that it waits in"),
     ("Workers", "integer", ".status.workers", "Ranks"),
-    ("Step", "integer", ".status.step", "Optimizer steps done"),
+    ("Step", "integer", ".status.step", "Optimizer steps done, or images"),
     ("ETA", "string", ".status.eta", "Time left"),
     ("Age", "date", ".metadata.creationTimestamp", "Time since it was submitted"),
 )

@@ -164,7 +164,7 @@ def test_wishes_reach_the_object(desk: Desk) -> None:
     assert desk.run("cancel", "vitg", *NS).lines == ["vitg: cancel noted; outputs and checkpoints stay"]
     assert desk.job("vitg")["metadata"]["annotations"] == {names.CANCEL: "true"}
     desk.status("vitg", state="Blocked", message="deactivated in Kueue")
-    assert desk.run("resume", "vitg", *NS).lines == ["vitg: is not suspended, but deactivated in Kueue"]
+    assert desk.run("resume", "vitg", *NS).lines == ["vitg: is not suspended; it is blocked: deactivated in Kueue"]
     desk.status("vitg", state="Cancelled")
     assert desk.run("resume", "vitg", *NS).err == "error: vitg is Cancelled already\n"
 

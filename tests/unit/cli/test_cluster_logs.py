@@ -33,6 +33,7 @@ def becomes(desk: Desk, state: str, made: dict[str, Any], **more: Any) -> None:
 def follows_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dinoctl.cli.remote.logs._EVERY_S", 0.02)
     monkeypatch.setattr("dinoctl.cli.remote.logs._LATE_S", 0.1)
+    monkeypatch.setattr("dinoctl.cli.remote.logs._LATER_S", 0.1)
 
 
 def test_the_drivers_log_comes_from_its_pod_while_that_lives(desk: Desk) -> None:
@@ -270,14 +271,14 @@ def test_without_a_cluster_a_killed_attempt_is_over_when_its_successor_begins(
     desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     follows_quickly(monkeypatch)
-    first, second = (AttemptStore(open_storage(str(tmp_path)), number) for number in (1, 2))
+    first, second = (AttemptStore(open_storage(str(tmp_path)), number) for number in (1, 3))  # 2 never began
     first.claim({"pod": "a"})
     first.write_log("driver", 0, b"one\n")
 
     def succeed() -> None:
         second.claim({"pod": "b"})
         second.write_log("driver", 0, b"two\n")
-        second.write_outcome(Outcome(2, "succeeded"))
+        second.write_outcome(Outcome(3, "succeeded"))
 
     later = threading.Timer(0.5, succeed)
     later.start()

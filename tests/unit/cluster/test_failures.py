@@ -32,16 +32,17 @@ def end(
     trained: bool = False,
     role: str = "worker",
 ) -> Record:
-    """An attempt on these nodes ends."""
-    before = Record(Status("hash", attempts=(attempt(1, None),)), strikes=record.strikes, excluded=record.excluded)
-    after = Record(Status("hash", attempts=(attempt(1, cause, trained=trained),)), strikes=record.strikes)
+    """An attempt on these nodes runs, and ends."""
     outcome = Outcome(1, "failed", str(cause), "NCCL", node=guilty)
     found = [*pods(*on, role=role), *pods("cpu", role="submitter")]
-    kept = replace(record, status=after.status)
-    return blame(before, kept, Look(pods=found, outcome=outcome), workers)
+    running = replace(record, status=Status("hash", attempts=(attempt(1, None),)))
+    seen = blame(running, running, Look(pods=found), workers)
+    ended = replace(seen, status=Status("hash", attempts=(attempt(1, cause, trained=trained),)))
+    return blame(seen, ended, Look(pods=found, outcome=outcome), workers)
 
 
 ALL = [f"n{number:02}" for number in range(32)]
+STOPPING = AttemptState.STOPPING
 ONCE = Record(strikes={"n07": 1}, nodes=tuple(ALL))
 
 
@@ -97,6 +98,26 @@ def test_avoided_until_an_attempt_has_trained_without_it(trained: bool) -> None:
 def test_without_a_next_attempt_nothing_is_decided() -> None:
     record = Record(strikes={"n07": 2}, excluded=("n07",), nodes=tuple(ALL))
     assert end(record, Cause.STOPPED, on=ALL[:4], workers=None).excluded == ("n07",)
+
+
+def test_pods_that_go_one_by_one_say_nothing_of_how_close_together_they_were() -> None:
+    sixteen = [*(["n00"] * 8), *(["n01"] * 8)]
+    record = Record(Status("hash", attempts=(attempt(1, None),)), strikes={"n00": 1}, nodes=("n02",))
+    running = blame(record, record, Look(pods=pods(*sixteen)), 16)
+    assert running.per_node == 8.0
+    assert blame(running, running, Look(pods=pods(*sixteen[:9])), 16).per_node == 8.0
+    ended = replace(running, status=Status("hash", attempts=(attempt(1, Cause.INFRASTRUCTURE),)))
+    last = Look(pods=pods("n01"), outcome=Outcome(1, "failed", "Infrastructure", "NCCL", node="n00"))
+    after = blame(running, ended, last, 16)
+    assert (after.per_node, after.excluded) == (8.0, ("n00",))
+    assert blame(after, after, last, 16).excluded == ("n00",)
+    stopping = replace(running, status=Status("hash", attempts=(replace(attempt(1, None), state=STOPPING),)))
+    assert blame(stopping, stopping, Look(pods=pods(*sixteen[:9])), 8).per_node == 8.0, "its document was made smaller"
+
+
+def test_what_an_older_operator_remembered_stays_until_it_is_known_better() -> None:
+    record = Record(Status("hash"), strikes={"n00": 2}, excluded=("n00",), nodes=("n00", "n01", "n02"))
+    assert blame(record, record, Look(), 16).excluded == ("n00",)
 
 
 def test_a_job_that_grows_while_it_is_suspended_avoids_what_it_can_still_do_without() -> None:

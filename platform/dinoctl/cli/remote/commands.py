@@ -161,7 +161,7 @@ def wish(where: Where, name: str, word: str) -> None:
 
 def _not_suspended(job: Object) -> str:
     blocked = str((job.get("status") or {}).get("message") or "") if state(job) == "Blocked" else ""
-    return f"not suspended, but {blocked}" if blocked else "not suspended"
+    return f"not suspended; it is blocked: {blocked}" if blocked else "not suspended"
 
 
 _THEN = {

@@ -10,6 +10,7 @@ from dinoctl.cli.screen import say
 from dinoctl.cluster.errors import Gone, Unavailable
 from dinoctl.cluster.protocol import Object
 from dinoctl.cluster.resources import DINOJOBS
+from dinoctl.lifecycle.observed import far
 from dinoctl.spec.errors import UserError
 
 _LINE_EVERY_S = 10.0
@@ -103,4 +104,5 @@ class _Lines:
         self._told[name] = (now, step)
         pace = f", {status['imagesPerSecond']:.0f} images/s" if status.get("imagesPerSecond") else ""
         left = f", {status['eta']} left" if status.get("eta") else ""
-        self._tell(f"{name}: step {step}/{status.get('steps', '?')}{pace}{left}")
+        done = far(step, status.get("steps", "?"), images=status.get("stage") in ("pack", "evaluate"))
+        self._tell(f"{name}: {done}{pace}{left}")

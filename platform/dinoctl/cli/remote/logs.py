@@ -22,6 +22,7 @@ DRIVER = "driver"
 _EVERY_S = 2.0
 _LATE_S = 15.0
 """How long after an attempt's end its last lines may still come."""
+_LATER_S = 30.0
 _PATIENCE_S = 600.0
 _ENDS_SOON = 3
 """Looks at a pod whose log has ended, until its phase says so too."""
@@ -111,8 +112,8 @@ def stored(uri: str, source: str, attempt: int | None, *, name: str = "") -> Log
 
 
 def follow_stored(uri: str, source: str, attempt: int | None) -> Iterator[str]:
-    """Goes on as the log grows, and unless one attempt was asked for, through those that come after it. Without a
-    cluster an attempt that was killed is over when its successor begins.
+    """Goes on as the log grows, and unless one attempt was asked for, with a later one where that has begun. Without a
+    cluster nobody can tell whether one will, and an attempt that was killed is over when a later one begins.
 
     Raises:
         UserError: when there is no such attempt.
@@ -121,11 +122,26 @@ def follow_stored(uri: str, source: str, attempt: int | None) -> Iterator[str]:
     number = attempt
     while True:
         log = stored(uri, source, number)
-        successor = AttemptStore(open_storage(uri.rstrip("/")), log.store.number + 1)
-        yield from log.follow(lambda after=successor: after.claimed() is not None)  # type: ignore[misc]
-        if attempt is not None or successor.claimed() is None:
+        later = _Later(uri, log.store.number)
+        yield from log.follow(lambda: later() is not None)  # noqa: B023 - called before the next one
+        number = later(at_once=True)
+        if attempt is not None or number is None:
             return
-        number = successor.number
+
+
+class _Later:
+    """The next attempt after ``number`` that has begun; some never do. Looked for rarely: storage lists every log."""
+
+    def __init__(self, uri: str, number: int) -> None:
+        self._storage, self._number = open_storage(uri.rstrip("/")), number
+        self._asked = time.monotonic()
+        self._found: int | None = None
+
+    def __call__(self, *, at_once: bool = False) -> int | None:
+        if self._found is None and (at_once or time.monotonic() - self._asked >= _LATER_S):
+            self._asked = time.monotonic()
+            self._found = next((number for number in _numbers(self._storage) if number > self._number), None)
+        return self._found
 
 
 def _numbers(storage: Storage) -> list[int]:

@@ -15,7 +15,7 @@ class Kind(StrEnum):
     USER_CODE = "UserCode"  # the stage's code or the document
     PREEMPTED = "Preempted"  # also evicted and drained
     NODE_LOST = "NodeLost"
-    KILLED = "Killed"  # a process or a pod, by nobody knows whom
+    KILLED = "Killed"  # a rank, by nobody knows whom
     IMAGE_PULL = "ImagePull"
     UNKNOWN = "Unknown"
 
