@@ -12,10 +12,11 @@ BENCH := .venv-benchmark
 demo: environment
 	$(BIN)/dinoctl run jobs/digits.yaml
 
-# Two at a time: they wait for a good part of it. Kubernetes last: where it is required, its programs are built in the
-# meantime (.ci/run).
+# Two at a time: they wait for a good part of it. Kubernetes in the second half: where it is required, its programs are
+# built beside the first (.ci/run), since the others start many programs, each with a time-out of its own.
 test: environment
-	$(MAKE) --jobs=2 --output-sync=line check unit local on-kubernetes
+	$(MAKE) --jobs=2 --output-sync=line check unit
+	$(MAKE) --jobs=2 --output-sync=line local on-kubernetes
 
 .PHONY: on-kubernetes
 on-kubernetes: environment

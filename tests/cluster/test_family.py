@@ -137,12 +137,12 @@ def test_a_family_is_trained_and_promoted_whatever_happens_to_its_machines(relea
     kube, namespace = release.kube, release.namespace
     release.dinoctl("submit", str(_documents(tmp_path / "digits.yaml")), "-n", namespace)
     waits = lambda: release.status("digits-evaluate").get("message", "")  # noqa: E731
-    release.until(lambda: "digits-distill" in waits(), "a job does not say what it waits for", 120)
+    release.until(lambda: "digits-distill" in waits(), "a job does not say what it waits for", 300)
 
     release.until(lambda: release.status("digits-pretrain").get("step", 0) >= 40, "pretraining did not get under way")
     kube.apply(_urgent(namespace))
     preempted = release.until(
-        lambda: release.status("digits-pretrain").get("failures", {}).get("preemptions"), "not preempted", 300
+        lambda: release.status("digits-pretrain").get("failures", {}).get("preemptions"), "not preempted", 600
     )
     assert preempted == 1
     saved = release.status("digits-pretrain")["checkpointStep"]
@@ -183,7 +183,7 @@ def _upgraded(release: Watched) -> None:
     rayjob = lambda: _live_rayjob(release, "digits-pretrain")["metadata"]["uid"]  # noqa: E731
     before, step = rayjob(), release.status("digits-pretrain")["step"]
     release.deploy("upgrade", "--set", "operator.config.workers=5")
-    release.until(lambda: release.status("digits-pretrain").get("step", 0) > step, "no news after the upgrade", 120)
+    release.until(lambda: release.status("digits-pretrain").get("step", 0) > step, "no news after the upgrade", 300)
     assert rayjob() == before
     assert release.status("digits-pretrain")["attempt"] == 2
 
@@ -197,13 +197,13 @@ def _resized(release: Watched, path: Path) -> None:
     job = "digits-distill"
     release.until(lambda: release.status(job).get("step", 0) > 0, f"{job} did not get under way")
     release.dinoctl("suspend", job, "-n", release.namespace)
-    release.until(lambda: release.status(job).get("state") == "Suspended", "not suspended", 120)
+    release.until(lambda: release.status(job).get("state") == "Suspended", "not suspended", 300)
     saved = release.status(job)["checkpointStep"]
     assert 0 < saved < _STEPS[job], "no checkpoint was committed at the suspension"
     told = release.dinoctl("submit", str(_documents(path, {job: 1})), "-n", release.namespace)
     print(told)
     release.dinoctl("resume", job, "-n", release.namespace)
-    release.until(lambda: release.status(job).get("state") == "Complete", f"{job} did not go on with one worker", 600)
+    release.until(lambda: release.status(job).get("state") == "Complete", f"{job} did not go on with one worker", 900)
     last = release.status(job)["lifecycle"]["attempts"][-1]
     assert (last["number"], last["startStep"]) == (2, saved)
     pods = [*_live_rayjob(release, job)["spec"]["rayClusterSpec"]["workerGroupSpecs"]]

@@ -102,7 +102,7 @@ def test_a_gang_that_lacks_one_gpu_waits_as_a_whole_and_is_told_so(
         return release.dinoctl("status", "vitg-pretrain", "-n", namespace)
 
     short = ("insufficient quota for nvidia.com/gpu in flavor a100", "(256) > maximum capacity (255)")
-    until(lambda: all(words in " ".join(told().split()) for words in short), told, 60)
+    until(lambda: all(words in " ".join(told().split()) for words in short), told, 300)
     assert release.status("vitg-pretrain")["state"] == "Queued"
     mine = ("-n", namespace, "-l", "dinoctl.io/job=vitg-pretrain")
     assert kube.get("pods", *mine)["items"] == []
@@ -114,13 +114,13 @@ def test_a_gang_that_lacks_one_gpu_waits_as_a_whole_and_is_told_so(
         pods = kube.get("pods", *mine)["items"]
         return pods if [pod["status"].get("phase") for pod in pods] == ["Running"] * 34 else []
 
-    pods = until(up, told, 120)
+    pods = until(up, told, 300)
     workers = [pod for pod in pods if pod["metadata"]["labels"]["dinoctl.io/role"] == "worker"]
     assert sum(started_with(pod)[RANK] for pod in workers) == 256
     assert len({machines[pod["spec"]["nodeName"]] for pod in workers}) == 1, "not in one block, though one is free"
-    until(lambda: release.status("vitg-pretrain")["state"] == "Starting", told, 30)
+    until(lambda: release.status("vitg-pretrain")["state"] == "Starting", told, 300)
     release.dinoctl("delete", "vitg-pretrain", "-n", namespace)
-    until(lambda: not kube.get("pods", *mine)["items"], lambda: kube.kubectl("get", "pods", *mine), 60)
+    until(lambda: not kube.get("pods", *mine)["items"], lambda: kube.kubectl("get", "pods", *mine), 300)
 
 
 @pytest.mark.parametrize("name", QUEUED)
@@ -209,7 +209,7 @@ def test_without_a_queue_kuberay_makes_it_at_once(kube: Cluster, machines: Mappi
     objects = elsewhere(CASES[NO_QUEUE], kube.namespace(PLAIN, HOMES[PLAIN]))
     add(kube, open_node())
     kube.apply(*objects, strict=False)
-    until(lambda: running(kube, PLAIN)[PLAIN] == 3, lambda: kube.kubectl("get", "rayjobs,pods", "-n", PLAIN), 60)
+    until(lambda: running(kube, PLAIN)[PLAIN] == 3, lambda: kube.kubectl("get", "rayjobs,pods", "-n", PLAIN), 300)
     found = placed(kube, objects)
     assert found.workload is None
     assert [started_with(pod) for pod in found.of("worker")] == [{RANK: 1, "gpus": 1}]

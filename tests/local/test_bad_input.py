@@ -200,7 +200,7 @@ from pathlib import Path
 from dinoctl.local.state import StateDir
 with StateDir(Path(sys.argv[1])).locked():
     print("held", flush=True)
-    time.sleep(120)
+    time.sleep(600)
 """
 
 

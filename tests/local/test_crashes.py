@@ -41,10 +41,10 @@ def test_killed_rank_driver_and_cli_end_with_the_same_weights(runs: Runs, undist
 
     runs.wait(lambda: runs.step("train") >= where.randint(6, 14), "the first attempt to train")
     runs.ranks("train")[where.randint(0, 1)].kill()
-    runs.wait(lambda: len(runs.attempts("train")) == 2, "a second attempt after a rank was killed")
+    runs.wait(lambda: len(runs.attempts("train")) >= 2, "a second attempt after a rank was killed")
     runs.wait(lambda: runs.step("train") >= where.randint(18, 26), "the second attempt to train")
     runs.worker("train").kill()
-    runs.wait(lambda: len(runs.attempts("train")) == 3, "a third attempt after the driver was killed")
+    runs.wait(lambda: len(runs.attempts("train")) >= 3, "a third attempt after the driver was killed")
     runs.wait(lambda: runs.step("train") >= where.randint(30, 38), "the third attempt to train")
     assert runs.process is not None
     runs.process.send_signal(signal.SIGKILL)

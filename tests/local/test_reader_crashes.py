@@ -26,6 +26,7 @@ from dinoctl.spec.sources import DiskCache as CacheSpec
 from dinoctl.spec.sources import Reading
 from support.faults import Fault, Proxy
 from support.s3server import S3Server
+from support.waiting import within
 
 BATCH, BYTES = 12, 10**9
 DIED = 9
@@ -67,7 +68,7 @@ class Rank:
     def end(self) -> int:
         """Its exit status, after nothing of it is left."""
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        assert psutil.wait_procs(self.family, timeout=20)[1] == [], "children end with their rank"
+        assert psutil.wait_procs(self.family, timeout=120)[1] == [], "children end with their rank"
         return code
 
 
@@ -92,6 +93,7 @@ def test_a_killed_rank_or_child_leaves_a_cache_that_is_right(
     for victim in (0, 1, 2, 0):  # the rank, each of its children, the rank
         rank = Rank(uri, cache, start)
         assert len(rank.family) == 3
+        assert within(120, lambda: any(path.is_file() for path in cache.rglob("*"))), "nothing was read"
         time.sleep(draw.uniform(0.0, 0.2))
         rank.family[victim].kill()
         assert rank.end() == (DIED if victim else -9)

