@@ -201,7 +201,9 @@ def _progress(status: Status) -> dict[str, Any]:
     progress, head = status.progress, status.head
     fields: dict[str, Any] = {"checkpointStep": head.step if head else None}
     if status.output:
-        fields |= {"step": status.output.step, "steps": status.output.step}
+        images = progress is not None and progress.phase == "knn"  # an evaluation's output has its model's step
+        done = progress.steps if progress and images else status.output.step
+        fields |= {"step": done, "steps": done}
     elif progress:
         fields |= {"step": progress.step, "steps": progress.steps}
     if progress and status.live:

@@ -26,6 +26,7 @@ from dinoctl.lifecycle import (
     Status,
     Truth,
 )
+from dinoctl.lifecycle.observed import Output
 from dinoctl.lifecycle.types import Outcome, Promotion
 from dinoctl.spec import names
 
@@ -71,6 +72,17 @@ def test_columns_of_a_running_job() -> None:
     assert status["message"] == "attempt 2 is running, step 12 of 100"
     assert status["lastProgressTime"] == "2027-01-15T08:00:00Z"
     assert all(one["observedGeneration"] == 4 for one in status["conditions"])
+
+
+@pytest.mark.parametrize(("phase", "steps"), [("knn", 3594), ("gate", 60)])
+def test_an_evaluation_counts_images_to_its_end(phase: str, steps: int) -> None:
+    """Its output's step is that of the model that was measured."""
+    progress = Progress(2, 1300, 3594, NOW, phase=phase)
+    live = status_of(Picture(body(), Record(running(progress=progress)), None), NOW)
+    assert (live["step"], live["steps"]) == (1300, 3594)
+    done = running(progress=progress, output=Output(60, "hash", 2))
+    status = status_of(Picture(body(), Record(done), None), NOW)
+    assert (status["step"], status["steps"]) == (steps, steps)
 
 
 def test_a_machine_that_has_not_trained_yet_says_why() -> None:
@@ -125,6 +137,7 @@ def test_a_record_survives_the_way_through_the_api_server() -> None:
         strikes={"n1": 2},
         excluded=("n1",),
         nodes=("n1", "n2"),
+        per_node=8.0,
         last_failure={"attempt": 1, "class": "Infrastructure", "message": "lost"},
     )
     written = body(status_of(Picture(body(), record, None), NOW))
@@ -143,6 +156,7 @@ def test_a_record_survives_the_way_through_the_api_server() -> None:
         {"version": 1, "specHash": "h", "executor": {"preempted": {"attempt": 1}}},
         {"version": 1, "specHash": "h", "executor": {"promotion": {"model": "m"}}},
         {"version": 1, "specHash": "h", "executor": "x"},
+        {"version": 1, "specHash": "h", "executor": {"perNode": "many"}},
         {"version": 1, "specHash": "h", "attempts": 3},
     ],
 )
