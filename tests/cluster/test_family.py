@@ -1,7 +1,7 @@
 """The whole way on a real cluster: ``helm install``, ``dinoctl submit``, and walk away.
 
 The digits family runs under KubeRay and Kueue with its storage on S3 and MLflow as a server, while an urgent workload
-takes its machines once, the release is upgraded, one of its workers is killed, and a job is suspended and goes on with
+takes its machines once, one of its workers is killed, the release is upgraded, and a job is suspended and goes on with
 another number of workers. It ends with promoted models.
 """
 
@@ -26,7 +26,7 @@ _COMPUTE = {
     "precision": "fp32",
     "engine": {"name": "deepspeed", "zeroStage": 3},
 }
-_STEPS = {"digits-pretrain": 300, "digits-highres": 20, "digits-distill": 100}
+_STEPS = {"digits-pretrain": 400, "digits-highres": 20, "digits-distill": 100}
 _EVERY_STEPS = 20
 _KUEUE = "kueue.x-k8s.io"
 
@@ -139,30 +139,27 @@ def test_a_family_is_trained_and_promoted_whatever_happens_to_its_machines(relea
     waits = lambda: release.status("digits-evaluate").get("message", "")  # noqa: E731
     release.until(lambda: "digits-distill" in waits(), "a job does not say what it waits for", 300)
 
-    release.until(lambda: release.status("digits-pretrain").get("step", 0) >= 40, "pretraining did not get under way")
+    release.until(lambda: release.status("digits-pretrain").get("step", 0) >= 20, "pretraining did not get under way")
     kube.apply(_urgent(namespace))
     preempted = release.until(
         lambda: release.status("digits-pretrain").get("failures", {}).get("preemptions"), "not preempted", 600
     )
     assert preempted == 1
     saved = release.status("digits-pretrain")["checkpointStep"]
-    assert saved >= 40, "no checkpoint was committed within the grace"
+    assert saved >= 20, "no checkpoint was committed within the grace"
 
-    def again() -> bool:
-        status = release.status("digits-pretrain")
-        return bool(status["attempt"] == 2 and status.get("step", 0) > saved + 20)
-
-    release.until(again, "the preempted job did not go on")
+    release.until(lambda: _trains(release, 2, saved), "the preempted job did not go on")
     started = release.status("digits-pretrain")["lifecycle"]["attempts"][-1].get("startStep")
     assert started is not None
     assert started >= saved, "the second attempt did not begin from the last checkpoint"
 
-    _upgraded(release)
     reached = release.status("digits-pretrain")["step"]
     kube.kubectl("delete", "pod", _worker(release), "-n", namespace, "--grace-period=0", "--force")
     release.until(
         lambda: release.status("digits-pretrain").get("failures", {}).get("infrastructure"), "the loss went unseen"
     )
+    release.until(lambda: _trains(release, 3, reached - _EVERY_STEPS), "it did not go on without the lost worker")
+    _upgraded(release)
     _resized(release, tmp_path / "resized.yaml")
     release.until(lambda: all(release.status(name).get("state") == "Complete" for name in _JOBS), "not complete", 1200)
     release.note()
@@ -178,14 +175,19 @@ def test_a_family_is_trained_and_promoted_whatever_happens_to_its_machines(relea
     _explained(release)
 
 
+def _trains(release: Watched, attempt: int, beyond: int) -> bool:
+    status = release.status("digits-pretrain")
+    return bool(status["attempt"] == attempt and status.get("step", 0) > beyond)
+
+
 def _upgraded(release: Watched) -> None:
-    """A new operator finds a job in training, and leaves it alone."""
+    """A new operator finds a job in training, and leaves it alone. (Where this takes long the job may be at its end.)"""
     rayjob = lambda: _live_rayjob(release, "digits-pretrain")["metadata"]["uid"]  # noqa: E731
     before, step = rayjob(), release.status("digits-pretrain")["step"]
     release.deploy("upgrade", "--set", "operator.config.workers=5")
     release.until(lambda: release.status("digits-pretrain").get("step", 0) > step, "no news after the upgrade", 300)
     assert rayjob() == before
-    assert release.status("digits-pretrain")["attempt"] == 2
+    assert release.status("digits-pretrain")["attempt"] == 3
 
 
 def _live_rayjob(release: Watched, name: str) -> dict[str, Any]:
