@@ -181,7 +181,7 @@ def _trains(release: Watched, attempt: int, beyond: int) -> bool:
 
 
 def _upgraded(release: Watched) -> None:
-    """A new operator finds a job in training, and leaves it alone. (Where this takes long the job may be at its end.)"""
+    """A new operator finds a job in training, or where this takes long at its end, and leaves it alone."""
     rayjob = lambda: _live_rayjob(release, "digits-pretrain")["metadata"]["uid"]  # noqa: E731
     before, step = rayjob(), release.status("digits-pretrain")["step"]
     release.deploy("upgrade", "--set", "operator.config.workers=5")
