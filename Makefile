@@ -16,12 +16,22 @@ demo: environment
 # built beside the first (.ci/run), since the others start many programs, each with a time-out of its own.
 test: environment
 	$(MAKE) --jobs=2 --output-sync=line check unit
-	$(MAKE) --jobs=2 --output-sync=line local on-kubernetes
+	$(MAKE) --jobs=2 --output-sync=line local-first others
 
-.PHONY: on-kubernetes
-on-kubernetes: environment
+# Of tests/local, what is run after those on Kubernetes, so that both halves last about as long.
+REST := $(wildcard tests/local/test_re*.py tests/local/test_s*.py tests/local/test_t*.py) tests/local/tracking
+
+.PHONY: local-first local-rest others
+local-first: environment
+	$(BIN)/pytest tests/local $(addprefix --ignore=,$(REST))
+
+local-rest: environment
+	$(BIN)/pytest $(REST)
+
+others: environment
 	$(MAKE) kube
 	$(MAKE) cluster
+	$(MAKE) local-rest
 
 # Everything that needs no running: style, types, layers.
 check: environment
