@@ -201,8 +201,8 @@ def _progress(status: Status) -> dict[str, Any]:
     progress, head = status.progress, status.head
     fields: dict[str, Any] = {"checkpointStep": head.step if head else None}
     if status.output:
-        images = progress is not None and progress.phase == "knn"  # an evaluation's output has its model's step
-        done = progress.steps if progress and images else status.output.step
+        # The output of an evaluation has the step of its model.
+        done = progress.steps if progress and progress.phase == "knn" else status.output.step
         fields |= {"step": done, "steps": done}
     elif progress:
         fields |= {"step": progress.step, "steps": progress.steps}
